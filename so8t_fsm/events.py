@@ -1,0 +1,123 @@
+"""What happened: a child's last words, its exit status and silence, turned into one failure state.
+
+Decided on the exception chain first, then on signal and exit code; text is looked at last and only where a library
+gives nothing better.  Pure, apart from :func:`describe`, which reads a live exception.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from so8t_fsm.states import FAILURES
+
+OUT_OF_MEMORY = re.compile(
+    r"CUDA out of memory|CUDA error: out of memory|DefaultCPUAllocator: can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED"
+    r"|cudaMalloc failed: out of memory|Cannot allocate memory|HIP out of memory"
+)
+DEVICE = re.compile(r"CUDA error: (?!out of memory)|device-side assert|CUDA driver|uncorrectable ECC|NVML|no kernel image")
+# torch.save never says ENOSPC: its zip writer only notices that it is not where it should be.
+DISK = re.compile(r"No space left on device|os error 28|os error 112|unexpected pos \d+ vs \d+|basic_ios::clear"
+                  r"|Disk quota exceeded|database or disk is full")
+NETWORK_TYPES = frozenset({
+    "ConnectError", "ReadError", "WriteError", "ConnectTimeout", "ReadTimeout", "WriteTimeout", "PoolTimeout",
+    "RemoteProtocolError", "NetworkError", "TimeoutException", "ConnectionError", "ConnectionResetError",
+    "ConnectionRefusedError", "ConnectionAbortedError", "BrokenPipeError", "gaierror", "TimeoutError",
+    "LocalEntryNotFoundError", "OfflineModeIsEnabled",
+})
+REFUSED_TYPES = frozenset({
+    "GatedRepoError", "RepositoryNotFoundError", "DisabledRepoError", "LocalTokenNotFoundError",
+})
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an attempt ended badly; stored as JSON in the attempt and in the run's incident."""
+
+    state: str
+    message: str
+    exception: Mapping[str, Any] | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    hint: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "state": self.state, "message": self.message, "exception": self.exception, "exit_code": self.exit_code,
+            "signal": self.signal, "hint": self.hint, **self.extra,
+        }
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """A JSON record of an exception: its chain of causes, outermost first, and the traceback's text."""
+    chain = []
+    for link in _chain(error):
+        response = getattr(link, "response", None)
+        chain.append({
+            "type": type(link).__name__, "module": type(link).__module__, "message": str(link)[:4000],
+            "bases": [base.__name__ for base in type(link).__mro__],
+            "errno": getattr(link, "errno", None) if isinstance(link, OSError) else None,
+            "winerror": getattr(link, "winerror", None),
+            "http_status": getattr(response, "status_code", None),
+        })
+    return {
+        **chain[0], "chain": chain, "state": getattr(error, "state", None), "hint": getattr(error, "hint", ""),
+        "traceback": "".join(traceback.format_exception(error))[-8000:],
+    }
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+
+
+def from_exception(record: Mapping[str, Any]) -> Failure:
+    """Classify a record made by :func:`describe`."""
+    chain = list(record.get("chain") or [record])
+    said = record.get("state")
+    state = said if said in FAILURES else next(
+        (found for link in chain if (found := _classify_link(link))), "crashed"
+    )
+    first = chain[0]
+    return Failure(state, f"{first.get('type')}: {first.get('message')}", record, hint=record.get("hint") or "")
+
+
+def _classify_link(link: Mapping[str, Any]) -> str | None:
+    kinds = {str(link.get("type")), *link.get("bases", ())}
+    message = str(link.get("message", ""))
+    status, errno = link.get("http_status"), link.get("errno")
+    if kinds & {"MemoryError", "OutOfMemoryError", "_ArrayMemoryError"} or errno == 12 or OUT_OF_MEMORY.search(message):
+        return "out_of_memory"
+    if errno in (28, 122) or link.get("winerror") == 112 or DISK.search(message):
+        return "disk_full"
+    if DEVICE.search(message):
+        return "device_failed"
+    if status is not None:
+        return "network_failed" if status in (408, 429) or status >= 500 else "hub_refused"
+    if kinds & REFUSED_TYPES:
+        return "hub_refused"
+    if kinds & NETWORK_TYPES:
+        return "network_failed"
+    if kinds & {"ModuleNotFoundError", "ImportError"}:
+        return "dependency_missing"
+    if "CalledProcessError" in kinds:
+        return "subprocess_failed"
+    return None
+
+
+def from_exit(exit_code: int | None, signal: int | None) -> Failure:
+    """Classify an end without an exception record: the process was killed or left by itself."""
+    if signal == 9 or exit_code == 137:
+        return Failure("out_of_memory", "the process was killed (SIGKILL): most often the kernel's out-of-memory killer",
+                       exit_code=exit_code, signal=signal)
+    if signal is not None:
+        return Failure("crashed", f"the process died of signal {signal}", exit_code=exit_code, signal=signal)
+    return Failure("crashed", f"the process ended with exit code {exit_code} and said nothing", exit_code=exit_code)

@@ -1,0 +1,127 @@
+"""Tell a person, over whatever service they chose (apprise).  A notification that fails never hurts the run.
+
+Service URLs hold tokens, so none of them reaches a log, a failure text or an exception from here.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+import urllib.parse
+from collections.abc import Sequence
+from typing import Literal
+
+Severity = Literal["info", "warning", "critical"]
+
+SEVERITIES: tuple[Severity, ...] = ("info", "warning", "critical")
+SECONDS = 20.0
+THREAD_NAME = "so8t-notify"
+
+log = logging.getLogger("so8t.notify")
+
+
+def notify(
+    urls: Sequence[str], title: str, body: str, severity: Severity = "info", min_severity: Severity = "info", *,
+    seconds: float = SECONDS,
+) -> list[str]:
+    """Send one message to every service.  Returns one redacted line for each that failed; never raises.
+
+    Args:
+        urls: apprise URLs; with none, nothing is sent.
+        severity: how bad it is; below ``min_severity`` nothing is sent.
+        seconds: how long all of them together may take; the slow ones count as failed and are left behind.
+    """
+    if not urls or SEVERITIES.index(severity) < SEVERITIES.index(min_severity):
+        return []
+    answers: dict[int, str | None] = {}
+
+    def send(n: int, url: str) -> None:
+        answers[n] = _send(url, title, body, severity)
+
+    threads = [
+        threading.Thread(target=send, args=(n, url), name=f"{THREAD_NAME}-{n}", daemon=True)
+        for n, url in enumerate(urls)
+    ]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + seconds
+    failures = []
+    for n, (url, thread) in enumerate(zip(urls, threads, strict=True)):
+        thread.join(max(0.0, deadline - time.monotonic()))
+        why = answers.get(n, f"no answer within {seconds:g} s")
+        if why is not None:
+            failures.append(f"notification {n + 1} of {len(urls)} ({_service(url)}): {redact(why, url)}")
+    for failure in failures:
+        log.warning("%s", failure)
+    return failures
+
+
+def redact(text: str, url: str) -> str:
+    """``text`` without the parts of ``url`` that could be a secret or an address, as written or percent-decoded."""
+    _, _, rest = url.partition("://")
+    parts = {part for part in re.split(r"[/?&=@:;,#]+", rest) if len(part) > 2} | {rest, url}
+    parts |= {urllib.parse.unquote(part) for part in parts} | {urllib.parse.quote(part) for part in parts}
+    for part in sorted(filter(None, parts), key=len, reverse=True):
+        text = text.replace(part, "***")
+    return text
+
+
+def _service(url: str) -> str:
+    """The scheme, as ``discord`` or ``mailto``; what has none could be a bare token and is not shown."""
+    scheme, separator, _ = url.partition("://")
+    return scheme if separator and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]{0,20}", scheme) else "no service URL"
+
+
+def _send(url: str, title: str, body: str, severity: Severity) -> str | None:
+    """None when it was delivered, else why not (not yet redacted)."""
+    capture = _Capture()
+    try:
+        import apprise
+
+        logger = _silence_libraries()
+        logger.addHandler(capture)
+        try:
+            service = apprise.Apprise(asset=apprise.AppriseAsset(app_id="SO8T", async_mode=False))
+            if not service.add(url):
+                return "apprise does not know this service URL; see its list of services for the form"
+            kinds = {"info": apprise.NotifyType.INFO, "warning": apprise.NotifyType.WARNING,
+                     "critical": apprise.NotifyType.FAILURE}
+            if service.notify(body=body, title=title, notify_type=kinds[severity]):
+                return None
+        finally:
+            logger.removeHandler(capture)
+    except Exception as error:  # a plugin may raise anything; the run goes on
+        return f"{type(error).__name__}: {error}"
+    return capture.last or "the service refused it"
+
+
+class _Capture(logging.Handler):
+    """Keeps apprise's last complaint of this thread: it names the cause, which ``notify()`` itself does not return."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.last = ""
+        self._thread = threading.get_ident()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.thread == self._thread:
+            self.last = record.getMessage()
+
+
+def _not_ours(record: logging.LogRecord) -> bool:
+    return not (record.threadName or "").startswith(THREAD_NAME)
+
+
+def _silence_libraries() -> logging.Logger:
+    """Keep URLs out of our logs: apprise prints a malformed URL whole, urllib3 prints every path at DEBUG."""
+    logger = logging.getLogger("apprise")
+    logger.propagate = False
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())  # else Python's last-resort handler prints it to stderr
+    for name in ("urllib3.connectionpool", "urllib3.util.retry", "requests_oauthlib"):
+        other = logging.getLogger(name)
+        if _not_ours not in other.filters:
+            other.addFilter(_not_ours)
+    return logger

@@ -1,0 +1,340 @@
+"""``resume`` from the first check to the exit code: open, lease, choose, repair, report, supervise."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import logging
+import logging.handlers
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
+
+from so8t_fsm import commits as commits_module
+from so8t_fsm import config, host, lease, notify, registry, runs
+from so8t_fsm.schema import attempt as attempt_table
+from so8t_fsm.statedir import explain, open_state
+from so8t_fsm.states import WORKING, Facts, Plan, Refused, plan
+from so8t_fsm.store import Fenced, Run, Store, is_damage, is_full
+from so8t_fsm.supervisor import EXIT_OK, EXIT_PERSON, EXIT_STOPPED, Reporter, Supervisor
+
+LEASE_SECONDS = 30.0
+DEFAULT_CONFIG = "configs/complete_so8t_pipeline.yaml"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the caller of ``resume`` asks for.
+
+    Attributes:
+        config: the file a new run starts from, or None for the default.
+        sets: ``section.key=value`` for a new run.
+        new: start a new run even if one is unfinished.
+        run: go on with this run.
+        retry: a person looked at the incident; try again with a fresh budget.
+        unattended: called at logon, not by a person: a paused run stays paused.
+        rerun: (origin run, step): start a run linked to the origin that reuses the commits before the step.
+    """
+
+    config: Path | None = None
+    sets: Sequence[str] = ()
+    new: bool = False
+    run: str | None = None
+    retry: bool = False
+    unattended: bool = False
+    rerun: tuple[str, str] | None = None
+
+
+class Unusable(Exception):
+    """The wish can't be granted; one line, exit code 2."""
+
+
+def operator() -> str:
+    """Who types: the account's name and the host's."""
+    try:
+        return f"{getpass.getuser()}@{host.host_name()}"
+    except (OSError, KeyError):
+        return f"somebody@{host.host_name()}"
+
+
+def resume(home: Path, wish: Wish, reporter: Reporter, url: str | None = None) -> int:
+    """Go on with a run, or start one.  Returns the exit code.
+
+    Raises:
+        Unusable, config.ConfigError, registry.StepUnknown, StateUnusable, StateTooNew: one line each, nothing changed.
+    """
+    store = open_state(home, url, check=True, say=reporter.say)
+    try:
+        return _resume(store, home, wish, reporter)
+    except Fenced as error:
+        reporter.say(f"{error}; this one stops without having written anything more")
+        return EXIT_STOPPED
+    except (SQLAlchemyError, OSError) as error:
+        if not (isinstance(error, SQLAlchemyError) or is_full(error)) or is_damage(error):
+            raise
+        path = Path(store.url.database) if store.sqlite and store.url.database else None
+        reporter.say(explain(error, path))
+        return EXIT_STOPPED
+    finally:
+        store.close()
+
+
+def _resume(store: Store, home: Path, wish: Wish, reporter: Reporter) -> int:
+    with host.StopSignals() as signals:
+        # The configuration is read before anything is created, so that a typo leaves no trace.
+        existing = _existing(store, wish)
+        if existing is not None and existing.state == "completed":
+            reporter.say(f"run {existing.id} is completed; nothing to do")
+            return EXIT_OK
+        loaded = _load(home, wish, existing)
+        if existing is None and loaded is None and wish.rerun is None:
+            raise Unusable(f"no run is unfinished and there is no {DEFAULT_CONFIG}; give --config FILE")
+        known = loaded or (_snapshot(existing) if existing else None)
+        seconds = known.automation.lease_seconds if known else LEASE_SECONDS
+        try:
+            held = lease.acquire(store, seconds)
+        except lease.AlreadyRunning as error:
+            reporter.say(f"{error}; nothing to do")
+            return EXIT_OK
+        try:
+            current = existing or _create(store, home, wish, loaded, reporter)
+            with store.fenced(held.epoch, held.seconds) as tx:
+                current = tx.adopt(current)
+            return _Resumption(store, home, wish, reporter, held, current, loaded, signals).go()
+        finally:
+            signals.saved.set()
+            _release(store, held)
+
+
+def _release(store: Store, held: lease.Lease) -> None:
+    try:
+        lease.release(store, held)
+    except SQLAlchemyError:
+        logging.getLogger("so8t.machine").warning("the lease could not be given back; it ends by itself")
+
+
+def _existing(store: Store, wish: Wish) -> Run | None:
+    if wish.run:
+        found = store.run(wish.run)
+        if found is None:
+            raise Unusable(f"there is no run {wish.run!r}; `so8t history --runs` lists them")
+        return found
+    if wish.new or wish.rerun:
+        return None
+    unfinished = store.latest_run(unfinished=True)
+    if unfinished is None and wish.config is None:
+        return store.latest_run()
+    if unfinished is None:
+        # The same configuration twice: the second time there is nothing left to do.
+        last = store.latest_run()
+        if last is not None and last.config_path and Path(last.config_path) == (wish.config or Path()).absolute():
+            return last
+    return unfinished
+
+
+def _load(home: Path, wish: Wish, existing: Run | None) -> config.Config | None:
+    """The configuration as the files are now; for an existing run whose file is gone, None."""
+    path = wish.config or (Path(existing.config_path) if existing and existing.config_path else None)
+    if path is None and wish.rerun is None:
+        path = home / DEFAULT_CONFIG
+    if path is None or (existing is not None and not path.exists()):
+        return None
+    return config.load(path, registry.sections, sets=wish.sets, home=home)
+
+
+def _snapshot(run: Run) -> config.Config:
+    return config.Config.from_json(json.dumps(run.config), registry.sections(run.steps))
+
+
+def _create(store: Store, home: Path, wish: Wish, loaded: config.Config | None, reporter: Reporter) -> Run:
+    path = str((wish.config or home / DEFAULT_CONFIG).absolute())
+    if wish.rerun is None:
+        assert loaded is not None
+        return runs.create(store, loaded, path)
+    origin_id, step = wish.rerun
+    origin = store.run(origin_id)
+    assert origin is not None
+    if wish.config is None:
+        path = origin.config_path or path
+        loaded = config.load(path, registry.sections, sets=wish.sets, home=home) if Path(path).exists() else None
+    loaded = loaded or _snapshot(origin)
+    reused = runs.before(origin.steps, step)
+    live = commits_module.Commits(store, home).live(origin.id)
+    for stale in runs.stale_steps(origin, {k: v for k, v in live.items() if k in reused}, loaded.values):
+        reporter.say(f"taken over although it would come out differently: {stale}")
+    return runs.create(store, loaded, path, parent=origin.id, reuse={"run": origin.id, "steps": reused})
+
+
+@dataclass
+class _Resumption:
+    """One run, adopted under a lease: what has to be put right before the loop may start."""
+
+    store: Store
+    home: Path
+    wish: Wish
+    reporter: Reporter
+    held: lease.Lease
+    run: Run
+    loaded: config.Config | None
+    signals: host.StopSignals
+
+    def go(self) -> int:
+        snapshot = _snapshot(self.run)
+        commits = commits_module.Commits(self.store, self.home)
+        self._close_cut_off_attempts()
+        changed = self._report_changes(commits)
+        if changed and snapshot.automation.on_config_change == "rerun" and self.run.rev > 0:
+            return self._rerun(changed)
+        if not self._let_in():
+            return EXIT_PERSON if self.run.state == "needs_attention" else EXIT_STOPPED
+        self._verify(commits)
+        logs = self.home / snapshot.logging.directory
+        write, close = open_log(logs, self.run, snapshot)
+        secrets = self.loaded or snapshot
+        urls = [url.get_secret_value() for url in secrets.notifications.urls]
+        try:
+            supervisor = Supervisor(
+                self.store, self.held, self.home, self.run, snapshot, self.reporter, self.signals, write,
+                lambda severity, title, body: self._notify(urls, severity, title, body, snapshot),
+            )
+            with host.keep_awake():
+                code = supervisor.drive()
+            if code == EXIT_OK:
+                self._notify(urls, "info", f"SO8T: run {self.run.id} is completed", "", snapshot)
+            return code
+        finally:
+            close()
+
+    def _notify(self, urls: list[str], severity: str, title: str, body: str, snapshot: config.Config) -> None:
+        level = "critical" if severity == "critical" else "info"
+        for failed in notify.notify(urls, title, body, level, snapshot.notifications.min_severity):
+            self.reporter.say(failed)
+
+    def _move(self, planned: Plan | Refused, reason: str, who: str, **columns: object) -> None:
+        if isinstance(planned, Refused):
+            raise Unusable(str(planned))
+        with self.store.fenced(self.held.epoch, self.held.seconds) as tx:
+            self.run = tx.transition(self.run, planned, who=who, reason=reason, **columns)
+        self.reporter.entered(self.run, reason)
+
+    def _facts(self) -> Facts:
+        state = next((s.state for s in registry.pipeline(self.run.steps) if s.name == self.run.step), None)
+        return Facts(step_state=state)
+
+    def _close_cut_off_attempts(self) -> None:
+        """A running attempt without its runner was cut off: kill what is left of it and say why it ended."""
+        with self.store.read() as connection:
+            rows = connection.execute(sa.select(attempt_table).where(
+                attempt_table.c.run_id == self.run.id, attempt_table.c.status == "running")).mappings().all()
+        for row in rows:
+            if row["pid"] and row["host"] == host.host_name():
+                host.kill_orphan(row["pid"], row["pid_started"] or 0.0)
+            rebooted = _boot_time() > row["started_at"]
+            reason = "the computer was restarted" if rebooted else "its runner was killed"
+            with self.store.fenced(self.held.epoch, self.held.seconds) as tx:
+                tx.close_attempt(self.run.id, row["step"], row["n"], "cut_off", reason)
+            if self.run.state in WORKING:
+                self._move(plan(self.run.state, "interrupt", Facts()),
+                           f"{row['step']}, attempt {row['n']}, was cut off: {reason}", operator())
+
+    def _report_changes(self, commits: commits_module.Commits) -> list[runs.Stale]:
+        if self.loaded is None:
+            return []
+        changed = runs.stale_steps(self.run, commits.live(self.run.id), self.loaded.values)
+        for stale in changed:
+            self.reporter.say(f"the configuration has changed since; {stale}")
+        pending = config.diff(self.run.config["values"], self.loaded.values)
+        if changed:
+            self.reporter.say("kept: this run goes on with the settings it started with "
+                              f"(`so8t rerun --from {changed[0].step}` starts one with the new ones)")
+        elif pending and self.run.rev > 0:
+            self.reporter.say("the configuration has changed since; this run keeps: " + ", ".join(str(c) for c in pending))
+        return changed
+
+    def _rerun(self, changed: list[runs.Stale]) -> int:
+        """`automation.on_config_change: rerun`: this run is left as it is, a new one reuses what is still right."""
+        assert self.loaded is not None
+        first = next(step for step in self.run.steps if step in {s.step for s in changed})
+        if self.run.state not in ("completed", "paused"):
+            self._move(plan(self.run.state, "pause", self._facts()), "superseded: its configuration changed", operator())
+        fresh = runs.create(self.store, self.loaded, self.run.config_path, parent=self.run.id,
+                            reuse={"run": self.run.id, "steps": runs.before(self.run.steps, first)})
+        self.reporter.say(f"run {fresh.id} starts from {first} with the new settings")
+        with self.store.fenced(self.held.epoch, self.held.seconds) as tx:
+            self.run = tx.adopt(fresh)
+        return self.go()
+
+    def _verify(self, commits: commits_module.Commits) -> None:
+        """Verify every commit; a damaged one is put aside and the run goes back to the step that made it."""
+        live = commits.live(self.run.id)
+        beat = time.monotonic()
+
+        def tick(_read: int) -> None:
+            nonlocal beat
+            if time.monotonic() - beat > self.held.seconds / 4:
+                beat = time.monotonic()
+                with self.store.fenced(self.held.epoch, self.held.seconds):
+                    pass
+
+        damaged = commits.damaged(live, tick)
+        if not damaged:
+            return
+        for name, why in damaged.items():
+            self.reporter.say(f"the commit of {name} is damaged and put aside: {why}")
+            commits.set_aside(self.held.epoch, live[name])
+        first = next(step for step in registry.pipeline(self.run.steps) if step.name in damaged)
+        self._move(plan(self.run.state, "roll_back", Facts(step_state=first.state)),
+                   f"the commit of {first.name} is damaged; it runs again", operator(), step=first.name, attempt=0,
+                   incident=None, next_retry_at=None)
+
+    def _let_in(self) -> bool:
+        """May the loop go on from a state in which a person was asked for?"""
+        if self.run.state == "paused":
+            if self.wish.unattended:
+                self.reporter.say(f"run {self.run.id} is paused; `so8t resume` goes on")
+                return False
+            self._move(plan("paused", "resume", self._facts()), "resumed", operator())
+        elif self.run.state == "needs_attention":
+            if not self.wish.retry:
+                incident = self.run.incident or {}
+                self.reporter.say(
+                    f"run {self.run.id} needs a person: {self.run.step}: {incident.get('message', '')}; "
+                    "put it right and run `so8t resume --retry`")
+                return False
+            with self.store.fenced(self.held.epoch, self.held.seconds) as tx:
+                tx.observe_progress(self.run.id, f"step:{self.run.step}", None)
+            self._move(plan("needs_attention", "resume", self._facts()), "a person says: try again", operator(),
+                       incident=None)
+        return True
+
+
+def _boot_time() -> float:
+    import psutil
+
+    return psutil.boot_time()
+
+
+def open_log(directory: Path, run: Run, snapshot: config.Config) -> tuple[Callable[[str], None], Callable[[], None]]:
+    """``logs/complete_pipeline_<run>.log``: one line in, one time-stamped line out.  Returns (write, close)."""
+    settings = snapshot.logging
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        handler = logging.handlers.RotatingFileHandler(
+            directory / f"complete_pipeline_{run.id}.log", maxBytes=settings.max_bytes, backupCount=settings.backups,
+            encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise Unusable(f"{directory}: {error.strerror}; set logging.directory to a place you may write") from error
+    formatter = logging.Formatter("%(asctime)s %(message)s")
+    formatter.converter = time.gmtime
+    formatter.default_msec_format = "%s.%03dZ"
+    handler.setFormatter(formatter)
+    handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk must not stop the run
+
+    def write(line: str) -> None:
+        handler.handle(logging.makeLogRecord({"msg": line, "levelno": logging.INFO, "levelname": "INFO"}))
+
+    return write, handler.close

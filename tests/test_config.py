@@ -1,0 +1,483 @@
+"""Layers, provenance, snapshots, and one clear line for every mistake a person can make."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import Field
+
+from so8t_fsm import config
+from so8t_fsm.config import Config, ConfigError
+from so8t_fsm.settings import AutomationSettings, parse_duration
+from so8t_fsm.step import Settings
+
+ROOT = Path(__file__).parent.parent
+
+
+class Source(Settings):
+    name: str = Field(min_length=1)
+    share: float = Field(1.0, ge=0, le=1)
+
+
+class Ppo(Settings):
+    clip: float = Field(0.2, gt=0, lt=1)
+    epochs: int = Field(2, ge=1)
+
+
+class Training(Settings):
+    batch_size: int = Field(8, ge=1)
+    learning_rate: float = Field(1e-5, gt=0)
+    name: str = "x"
+    shuffle: bool = True
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    note: str | None = None
+    ppo: Ppo = Ppo()
+
+
+class Folder(Settings):
+    kind: Literal["folder"]
+    path: str
+
+
+class Remote(Settings):
+    kind: Literal["remote"]
+    address: str = Field("here/x", pattern=r"^[a-z]+/[a-z]+$", description="Where it is, as owner/name.")
+
+
+class Data(Settings):
+    sources: tuple[Source, ...] = ()
+    places: tuple[Annotated[Folder | Remote, Field(discriminator="kind")], ...] = ()
+    weights: dict[str, float] = {}
+
+
+SECTIONS: dict[str, type[Settings]] = {"data": Data, "training": Training}
+
+
+def load(home: Path, text: str | bytes = "", name: str = "configs/my.yaml", **more: Any) -> Config:
+    file = home / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    more.setdefault("environ", {})
+    return config.load(file, SECTIONS, home=home, **more)
+
+
+def complaint(home: Path, text: str | bytes, **more: Any) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        load(home, text, **more)
+    assert "\n" not in str(caught.value)
+    return caught.value.all
+
+
+# --- what YAML means -------------------------------------------------------------------------------------------------
+
+def test_yaml_1_2_scalars(tmp_path: Path) -> None:
+    text = "a: 1e-5\nb: on\nc: yes\nd: no\ne: true\nf: 2024-01-01\ng: 12:30:45\nh: ~\ni: 010\nj: '1'\nk: C:\\data\n"
+    text += 'l: "\\ud83d\\ude00"\n'  # as JSON writes what lies beyond 16 bits
+    (tmp_path / "x.yaml").write_text(text)
+    value = config.load_yaml_located(tmp_path / "x.yaml").value
+    assert value == {"a": 1e-5, "b": "on", "c": "yes", "d": "no", "e": True, "f": "2024-01-01", "g": "12:30:45",
+                     "h": None, "i": 10, "j": "1", "k": "C:\\data", "l": "😀"}
+    assert isinstance(value["a"], float) and type(value["i"]) is int
+
+
+def test_every_key_and_value_knows_its_place(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("# 注\na:\n  日本: [1, {b: 2}]\n", encoding="utf-8")
+    found = config.load_yaml_located(tmp_path / "x.yaml", name="x.yaml")
+    assert found.at(("a",), key=True) == "x.yaml:2:1"
+    assert found.at(("a", "日本"), key=True) == "x.yaml:3:3"
+    assert found.at(("a", "日本", 1, "b")) == "x.yaml:3:15"
+    assert found.at(("a", "日本", 1, "b"), key=True) == "x.yaml:3:12"
+    assert found.at(("a", "missing", "deeper")) == "x.yaml:2:1", "what encloses it"
+
+
+def test_bom_crlf_and_japanese_paths_with_spaces(tmp_path: Path) -> None:
+    text = "\ufefftraining:\r\n  name: 日本語 モデル\r\n".encode()
+    found = load(tmp_path, text, name="設定 ファイル/私の 設定.yaml")
+    assert found.values["training"]["name"] == "日本語 モデル"
+    assert found.provenance["training.name"] == "設定 ファイル/私の 設定.yaml:2:3"
+
+
+# --- mistakes --------------------------------------------------------------------------------------------------------
+
+MISTAKES: dict[str, tuple[str | bytes, str]] = {
+    "unknown key": ("training:\n  batchsize: 4\n",
+                    "2:3: unknown key 'batchsize' in training, did you mean 'batch_size'?"),
+    "unknown nested key": ("training:\n  ppo:\n    clp: 0.1\n",
+                           "3:5: unknown key 'clp' in training.ppo, did you mean 'clip'?"),
+    "unknown key in a list": ("data:\n  sources:\n    - name: a\n      sahre: 1\n",
+                              "4:7: unknown key 'sahre' in data.sources[0], did you mean 'share'?"),
+    "unknown key of one kind": ("data:\n  places:\n    - {kind: remote}\n    - {kind: remote, path: x}\n",
+                                "4:22: unknown key 'path' in data.places[1]; known are address, kind"),
+    "missing in one kind": ("data:\n  places: [{kind: folder}]\n", "2:12: data.places[0].path is missing; give it a value"),
+    "unknown kind": ("data:\n  places: [{kind: foldr}]\n", "2:19: data.places[0].kind: foldr is not allowed, "
+                     "did you mean 'folder'?"),
+    "strange kind": ("data:\n  places: [{kind: [1]}]\n",
+                     "2:19: data.places[0].kind: [1] is not allowed; known are folder, remote"),
+    "no kind": ("data:\n  places: [{path: x}]\n", "2:12: data.places[0].kind is missing; give it a value"),
+    "no mapping": ("data:\n  places: [x]\n", "2:12: data.places[0]: x is not allowed: must be a mapping of keys"),
+    "pattern": ("data:\n  places: [{kind: remote, address: x y}]\n", "2:36: data.places[0].address: x y is not allowed: "
+                "not of the right form (Where it is, as owner/name)"),
+    "no near key": ("training:\n  ppo: {zzz: 1}\n", "2:9: unknown key 'zzz' in training.ppo; known are clip, epochs"),
+    "unknown section": ("trainig:\n  batch_size: 4\n", "1:1: unknown section 'trainig', did you mean 'training'?"),
+    "range": ("training:\n  batch_size: -1\n",
+              "2:15: training.batch_size: -1 is not allowed: must be greater than or equal to 1"),
+    "range in a list": ("data:\n  sources: [{name: a}, {name: b, share: 2.5}]\n",
+                        "2:41: data.sources[1].share: 2.5 is not allowed: must be less than or equal to 1"),
+    "missing in a list": ("data:\n  sources:\n    - share: 1\n",
+                          "3:7: data.sources[0].name is missing; give it a value"),
+    "type": ("training:\n  learning_rate: fast\n",
+             "2:18: training.learning_rate: fast is not allowed: must be a number"),
+    "text wanted": ("training:\n  name: 7\n", "2:9: training.name: 7 is not allowed: must be text; put it in quotes"),
+    "boolean for a number": ("training:\n  batch_size: true\n",
+                             "2:15: training.batch_size: true is not allowed: must be a number"),
+    "choice": ("training:\n  optimizer: adam\n",
+               "2:14: training.optimizer: adam is not allowed: must be 'adamw' or 'sgd'"),
+    "section is a scalar": ("training: 4\n", "1:11: training: 4 is not allowed: must be a mapping of keys"),
+    "rule of a whole model": ("automation:\n  backoff:\n    initial: 1h\n",
+                              "2:3: automation.backoff: max must not be shorter than initial"),
+    "duration": ("automation: {stop_grace: soon}\n", "1:26: automation.stop_grace: soon is not allowed: "
+                 "must be a duration such as 30s, 3m, 1h30m, or a number of seconds"),
+    "size": ("resources: {min_ram: 5XB}\n",
+             "1:22: resources.min_ram: 5XB is not allowed: must be a size such as 512MiB or 10GB"),
+    "step twice": ("automation: {steps: [a, a]}\n",
+                   "1:21: automation.steps: [a, a] is not allowed: the step 'a' is listed twice"),
+    "tab": ("training:\n\tbatch_size: 4\n", "2:1: a tab character; indent with spaces"),
+    "tab later": ("training:\n  batch_size: 4\n\tname: a\n", "3:1: a tab character; indent with spaces"),
+    "duplicate key": ("training:\n  name: a\n  name: b\n",
+                      "3:3: the key 'name' is already set on line 2; keep one of the two"),
+    "second colon": ("a: b: c\n", "1:5: a second ':' in one value or a wrong indent; put text with ': ' in quotes"),
+    "open quote": ("training:\n  name: 'a\n", "2:9: a quote is opened and never closed; close it"),
+    "open bracket": ("a: [1,\n", "2:1: a bracket is opened and never closed; close it"),
+    "indent": ("training:\n  name: a\n batch_size: 1\n",
+               "3:2: the indent does not match the lines above; line the keys up"),
+    "backslash": ('a: "C:\\data"\n', "1:8: a backslash inside double quotes; write Windows paths in single quotes"),
+    "tag": ("a: !!python/object:os.system x\n",
+            "1:4: the tag tag:yaml.org,2002:python/object:os.system is not allowed; write a plain value"),
+    "recursion": ("a: &x [*x]\n", "1:4: an alias inside its own anchor; write the value out"),
+    "merge": ("<<: {a: 1}\n", "1:1: merge keys (<<) are not supported; use 'extends: FILE' at the top level"),
+    "half a character": ('training:\n  name: "\\ud83d"\n', "2:9: half of a surrogate pair; write the character itself"),
+    "infinite": ("training:\n  learning_rate: .inf\n", "2:18: .inf is not a finite number; write a number"),
+    "control character": ("a: \x00\n", "1:4: a control character; remove it"),
+    "empty": ("", "1:1: the file is empty; write at least one 'section:' into it, or remove it"),
+    "only comments": ("# nothing\n", "1:1: the file is empty; write at least one 'section:' into it, or remove it"),
+    "list": ("- 1\n", "1:1: the top level must be a mapping; write it as 'section:' with its keys indented below"),
+    "two documents": ("a: 1\n---\nb: 2\n", "2:1: a second document after '---'; keep one document a file"),
+    "cp932": ("training:\n  name: 日本語\n".encode("cp932"),
+              "2:9: not UTF-8, it looks like Shift_JIS; save the file as UTF-8"),
+    "UTF-16": ("training: {}\n".encode("utf-16"), "1:1: not UTF-8; save the file as UTF-8"),
+    "extends nothing": ("extends: no.yaml\n",
+                        "1:10: extends a file that is not there: configs/no.yaml; correct the name"),
+    "extends a list": ("extends: [a]\n", "1:10: extends: [a] is not allowed: must be the name of one file"),
+    "extends itself": ("extends: my.yaml\n",
+                       "1:10: extends goes in a circle back to configs/my.yaml; remove one of the lines"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_one_line_with_its_place(tmp_path: Path, case: str) -> None:
+    text, line = MISTAKES[case]
+    assert complaint(tmp_path, text) == (f"configs/my.yaml:{line}",)
+
+
+def test_all_mistakes_are_told_and_the_first_says_how_many(tmp_path: Path) -> None:
+    text = "training:\n  batch_size: 0\n  learning_rate: -1\ndat: {}\n"
+    lines = complaint(tmp_path, text)
+    assert sorted(line.split(": ")[0] for line in lines) == [
+        "configs/my.yaml:2:15", "configs/my.yaml:3:18", "configs/my.yaml:4:1"]
+    with pytest.raises(ConfigError, match=r" \(and 2 more\)$"):
+        load(tmp_path, text)
+
+
+def test_a_missing_file_says_what_makes_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load(tmp_path / "configs" / "my.yaml", SECTIONS, home=tmp_path, environ={})
+    assert str(caught.value) == "no configuration at configs/my.yaml; `so8t init DIR` makes one"
+
+
+def test_a_directory_is_no_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^configs: cannot be read: "):
+        (tmp_path / "configs").mkdir()
+        config.load(tmp_path / "configs", SECTIONS, home=tmp_path, environ={})
+
+
+def test_anchors_that_multiply_are_refused(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
+    assert "anchors" in complaint(tmp_path, "\n".join(lines))[0]
+
+
+# --- layers ----------------------------------------------------------------------------------------------------------
+
+def test_each_layer_beats_the_one_below(tmp_path: Path) -> None:
+    found = load(
+        tmp_path, "training:\n  batch_size: 2\n  learning_rate: 2e-5\n  name: f\n  ppo:\n    clip: 0.3\n",
+        environ={"SO8T__TRAINING__LEARNING_RATE": "3e-5", "so8t__training__NAME": "e",
+                 "SO8T__TRAINING__PPO__EPOCHS": "7", "SO8T_HOME": "/elsewhere"},
+        sets=["training.name=s", "data.sources=[{name: a}]"], overrides={"training.ppo.clip": (0.5, "diverged")})
+    assert found.values["training"] == {
+        "batch_size": 2, "learning_rate": 3e-5, "name": "s", "shuffle": True, "optimizer": "adamw", "note": None,
+        "ppo": {"clip": 0.5, "epochs": 7}}
+    told = {k: v for k, v in found.provenance.items() if not v.startswith("default")}
+    assert told == {
+        "training.batch_size": "configs/my.yaml:2:3",
+        "training.learning_rate": "environment SO8T__TRAINING__LEARNING_RATE",
+        "training.name": "--set", "training.ppo.clip": "recovery rule diverged", "data.sources": "--set",
+        "training.ppo.epochs": "environment SO8T__TRAINING__PPO__EPOCHS"}
+    assert set(found.provenance) == set(config.flatten(found.values))
+
+
+def test_extends_is_a_chain_and_each_file_keeps_its_own_places(tmp_path: Path) -> None:
+    load(tmp_path, "training:\n  batch_size: 1\n  name: base\n  ppo: {clip: 0.1, epochs: 3}\n", name="base/根 元.yaml")
+    load(tmp_path, "extends: ../base/根 元.yaml\ntraining:\n  name: middle\n", name="configs/middle.yaml")
+    found = load(tmp_path, "extends: middle.yaml\ntraining:\n  ppo:\n    clip: 0.9\n")
+    assert found.files == ("base/根 元.yaml", "configs/middle.yaml", "configs/my.yaml")
+    assert found.values["training"]["ppo"] == {"clip": 0.9, "epochs": 3}
+    assert [found.provenance[f"training.{key}"] for key in ("batch_size", "name", "ppo.clip", "ppo.epochs")] == [
+        "base/根 元.yaml:2:3", "configs/middle.yaml:3:3", "configs/my.yaml:4:5", "base/根 元.yaml:4:20"]
+    (tmp_path / "base" / "根 元.yaml").write_text("extends: ../configs/my.yaml\n")
+    assert complaint(tmp_path, "extends: middle.yaml\n") == (
+        "base/根 元.yaml:1:10: extends goes in a circle back to configs/my.yaml; remove one of the lines",)
+    (tmp_path / "base" / "根 元.yaml").write_text("training:\n  batch_size: none\n")
+    assert complaint(tmp_path, "extends: middle.yaml\n")[0].startswith("base/根 元.yaml:2:15: training.batch_size")
+
+
+def test_a_section_whose_keys_are_commented_out_is_the_default(tmp_path: Path) -> None:
+    assert load(tmp_path, "training:\n#  batch_size: 4\n").values["training"]["batch_size"] == 8
+
+
+def test_lists_replace_and_free_mappings_merge(tmp_path: Path) -> None:
+    load(tmp_path, "data:\n  sources: [{name: a}, {name: b}]\n  weights: {x: 1, Y: 2}\n", name="configs/base.yaml")
+    found = load(tmp_path, "extends: base.yaml\ndata:\n  sources: [{name: c}]\n  weights: {x: 3}\n",
+                 environ={"SO8T__DATA__WEIGHTS__Y": "4"})
+    assert found.values["data"] == {"sources": [{"name": "c", "share": 1.0}], "places": [], "weights": {"x": 3.0, "Y": 4.0}}
+    assert found.provenance["data.sources"] == "configs/my.yaml:3:3"
+    assert found.provenance["data.weights.Y"] == "environment SO8T__DATA__WEIGHTS__Y"
+
+
+@pytest.mark.parametrize(("text", "value"), [
+    ("a", "a"), ("C:\\モデル #1: x", "C:\\モデル #1: x"), ("'7'", "7"), ('"a: b"', "a: b"), ("@x", "@x"), ("on", "on"),
+])
+def test_a_variable_is_one_scalar_whatever_it_holds(tmp_path: Path, text: str, value: str) -> None:
+    assert load(tmp_path, "training:\n", environ={"SO8T__TRAINING__NAME": text}).values["training"]["name"] == value
+
+
+def test_mistakes_in_variables_options_and_rules_name_them(tmp_path: Path) -> None:
+    assert sorted(complaint(
+        tmp_path, "training: {}\n",
+        environ={"SO8T__TRAINING__BATCHSIZE": "4", "SO8T__TRAINING__BATCH_SIZE": "0", "SO8T__X": "1"},
+        sets=["training.learning_rate", "training.nam=3", "training.name={a"],
+        overrides={"training.ppo.clip": (9, "r1")},
+    )) == [
+        "--set training.learning_rate: no value; write it as --set section.key=value",
+        "--set training.nam: unknown key 'nam' in training, did you mean 'name'?",
+        "--set training.name: not a YAML value: a bracket is opened and never closed; close it",
+        "environment SO8T__TRAINING__BATCHSIZE: unknown key 'batchsize' in training, did you mean 'batch_size'?",
+        "environment SO8T__TRAINING__BATCH_SIZE: training.batch_size: 0 is not allowed: "
+        "must be greater than or equal to 1",
+        "environment SO8T__X: unknown section 'x'; known are automation, data, logging, notifications, "
+        "resources, training",
+        "recovery rule r1: training.ppo.clip: 9 is not allowed: must be less than 1",
+    ]
+
+
+def test_the_steps_that_are_named_bring_the_sections(tmp_path: Path) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def sections(names: Any) -> dict[str, type[Settings]]:
+        asked.append(tuple(names))
+        return SECTIONS if "mine" in names else {}
+
+    (tmp_path / "x.yaml").write_text("training: {batch_size: 3}\n")
+    found = config.load(tmp_path / "x.yaml", sections, environ={"SO8T__AUTOMATION__STEPS": "[mine]"})
+    assert asked[-1] == ("mine",) and found.values["training"]["batch_size"] == 3
+
+
+LAYER = st.fixed_dictionaries({}, optional={
+    ("training", "batch_size"): st.integers(1, 10**9),
+    ("training", "learning_rate"): st.floats(1e-12, 1e12, allow_nan=False),
+    ("training", "name"): st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), max_size=12),
+    ("training", "shuffle"): st.booleans(),
+    ("training", "ppo", "epochs"): st.integers(1, 99),
+    ("data", "sources"): st.lists(
+        st.fixed_dictionaries({"name": st.sampled_from("ab"), "share": st.floats(0, 1)}), max_size=2),
+})
+
+
+def nested(layer: dict[tuple[str, ...], Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, value in layer.items():
+        here = tree
+        for part in path[:-1]:
+            here = here.setdefault(part, {})
+        here[path[-1]] = value
+    return tree
+
+
+@settings(max_examples=60, deadline=None)
+@given(parent=LAYER, child=LAYER, environ=LAYER, options=LAYER, rules=LAYER)
+def test_the_last_layer_that_speaks_wins_and_is_named(
+    parent: dict[Any, Any], child: dict[Any, Any], environ: dict[Any, Any], options: dict[Any, Any],
+    rules: dict[Any, Any],
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="設定 ") as folder:
+        home = Path(folder)
+        load(home, json.dumps({**nested(parent), "logging": {}}), name="configs/parent.yaml")
+        found = load(
+            home, json.dumps({"extends": "parent.yaml", **nested(child)}),
+            environ={"SO8T__" + "__".join(path).upper(): json.dumps(value) for path, value in environ.items()},
+            sets=[f"{'.'.join(path)}={json.dumps(value)}" for path, value in options.items()],
+            overrides={".".join(path): (value, "r") for path, value in rules.items()})
+    layers = {"configs/parent.yaml:": parent, "configs/my.yaml:": child, "environment SO8T__": environ,
+              "--set": options, "recovery rule r": rules}
+    flat = config.flatten(found.values)
+    defaults = config.flatten({"data": Data().model_dump(mode="json"), "training": Training().model_dump(mode="json")})
+    for key, default in defaults.items():
+        path = tuple(key.split("."))
+        label, value = "default", default
+        for name, layer in layers.items():
+            if path in layer:
+                label, value = name, layer[path]
+        assert flat[key] == value
+        assert found.provenance[key].startswith(label)
+    again = Config.from_json(found.to_json(), SECTIONS)
+    assert (again.values, again.provenance) == (found.values, found.provenance)
+    assert again.section("training") == found.section("training")
+
+
+# --- snapshots, hashes, differences ----------------------------------------------------------------------------------
+
+def test_a_snapshot_outlives_settings_that_come_and_go(tmp_path: Path) -> None:
+    raw = json.loads(load(tmp_path, "training: {batch_size: 3}\ndata: {sources: [{name: a}]}\n").to_json())
+    raw["values"]["training"]["gone"] = 1
+    raw["values"]["data"]["sources"][0]["gone"] = 1
+    del raw["values"]["training"]["ppo"]["epochs"], raw["values"]["logging"]
+    raw["values"]["theirs"] = {"k": 1}
+    raw["later"] = True
+    found = Config.from_json(json.dumps(raw), SECTIONS)
+    assert found.values["training"]["batch_size"] == 3 and found.values["training"]["ppo"]["epochs"] == 2
+    assert "gone" not in found.values["training"] and found.values["data"]["sources"] == [{"name": "a", "share": 1.0}]
+    assert found.values["theirs"] == {"k": 1} and found.logging.directory == "logs"
+    assert found.provenance["training.batch_size"] == "configs/my.yaml:1:12"
+    assert found.provenance["logging.level"] == "default"
+    raw["values"]["training"]["batch_size"] = 0
+    with pytest.raises(ConfigError, match=r"^the settings of this run: training.batch_size: 0 is not allowed"):
+        Config.from_json(json.dumps(raw), SECTIONS)
+
+
+def test_recovery_changes_a_snapshot_as_it_changes_a_file(tmp_path: Path) -> None:
+    text = "training: {batch_size: 8, ppo: {clip: 0.3}}\n"
+    overrides = {"training.ppo.clip": (0.1, "r"), "training.batch_size": (4, "oom")}
+    whole = load(tmp_path, text, overrides=overrides)
+    later = Config.from_json(load(tmp_path, text).to_json(), SECTIONS).with_overrides(overrides)
+    assert (later.values, later.provenance) == (whole.values, whole.provenance)
+    with pytest.raises(ConfigError, match=r"^recovery rule r: unknown key 'clp' in training.ppo, did you"):
+        whole.with_overrides({"training.ppo.clp": (1, "r")})
+
+
+def test_secrets_stay_in_the_typed_section(tmp_path: Path) -> None:
+    secret = "discord://123456/s3cr3t"
+    found = load(tmp_path, "training:\n", environ={"SO8T__NOTIFICATIONS__URLS": f"{secret} mailto://u:s3cr3t@example.com"})
+    assert found.notifications.urls[0].get_secret_value() == secret
+    assert len(found.notifications.urls) == 2
+    for text in (found.to_json(), repr(found), str(found.section("notifications"))):
+        assert "s3cr3t" not in text and "123456" not in text
+    assert Config.from_json(found.to_json(), SECTIONS).notifications.urls == ()
+    later = found.with_overrides({"training.batch_size": (1, "r")})
+    assert later.notifications.urls[0].get_secret_value() == secret
+    lines = complaint(tmp_path, "training:\n", environ={"SO8T__NOTIFICATIONS__URLS": "{s3cr3t: s3cr3t}"},
+                      sets=["notifications.desktop=[s3cr3t", "notifications.urls=[5, 123456]"])
+    assert lines and "s3cr3t" not in " ".join(lines) and "123456" not in " ".join(lines)
+
+
+def test_select_takes_whole_words(tmp_path: Path) -> None:
+    values = {"a": {"b": 1, "bc": 2, "d": {"e": [1], "f": {}}}, "ab": {"b": 3}}
+    assert config.select(values, ["a.b", "a.d"]) == {"a.b": 1, "a.d.e": [1], "a.d.f": {}}
+    assert config.select(values, ["a"]) == {"a.b": 1, "a.bc": 2, "a.d.e": [1], "a.d.f": {}}
+    assert config.select(values, ["nothing"]) == {}
+
+
+def test_differences_read_like_yaml(tmp_path: Path) -> None:
+    old = load(tmp_path, "training: {learning_rate: 1e-5, batch_size: 4}\n")
+    new = load(tmp_path, "training: {learning_rate: 2e-5, batch_size: 2, shuffle: false}\n")
+    assert [str(c) for c in config.diff(old.values, new.values, ["training.learning_rate", "training.shuffle"])] == [
+        "training.learning_rate 1e-5 → 2e-5", "training.shuffle true → false"]
+    assert len(config.diff(old.values, new.values)) == 3
+    assert config.diff(old.values, old.values, ["training"]) == []
+    assert [str(c) for c in config.diff({"a": {"x": "", "y": [1e-7]}}, {"a": {"z": {}}})] == [
+        "a.z null → {}", 'a.x "" → null', "a.y [1e-7] → null"]
+
+
+@pytest.mark.parametrize(("text", "seconds"), [
+    ("3m", 180), ("180s", 180), ("180", 180), ("1h30m", 5400), ("500 ms", 0.5), ("1.5m", 90), ("2D", 172800),
+    (" 1 m 5 s ", 65),
+])
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+    assert AutomationSettings.model_validate({"checkpoint_interval": text}).checkpoint_interval == seconds
+
+
+@pytest.mark.parametrize("text", ["", "m", "3 minutes", "1h-5m", "3m nonsense", "nan", "-5", "0"])
+def test_no_durations(text: str) -> None:
+    with pytest.raises(ValueError):
+        AutomationSettings.model_validate({"checkpoint_interval": text})
+
+
+def test_sizes(tmp_path: Path) -> None:
+    found = load(tmp_path, "resources: {min_free_disk: 10GB, min_ram: 512MiB, min_vram: 1024}\n")
+    assert (found.resources.min_free_disk, found.resources.min_ram, found.resources.min_vram) == (10**10, 2**29, 1024)
+    assert type(found.values["resources"]["min_ram"]) is int
+
+
+# --- the files that come along, and the page about them --------------------------------------------------------------
+
+@pytest.mark.parametrize("name", ["quickstart", "complete_so8t_pipeline", "rtx3060"])
+def test_the_files_that_come_along_are_valid(name: str) -> None:
+    from so8t_fsm import registry
+
+    found = config.load(ROOT / "configs" / f"{name}.yaml", registry.sections(), environ={}, home=ROOT)
+    for step in registry.pipeline(found.automation.steps):
+        for prefix in step.reads:
+            assert config.select(found.values, [prefix]), f"{step.name} reads {prefix}, which is no setting"
+    assert {"model", "data", "training", "conversion", "benchmark", "upload"} <= set(found.values)
+
+
+def test_the_complete_file_sets_and_explains_every_setting_in_both_languages() -> None:
+    from so8t_fsm import registry
+
+    found = config.load(ROOT / "configs" / "complete_so8t_pipeline.yaml", registry.sections(), environ={}, home=ROOT)
+    assert [key for key, where in found.provenance.items() if where == "default"] == []
+    lines = (ROOT / "configs" / "complete_so8t_pipeline.yaml").read_text(encoding="utf-8").splitlines()
+    for key, where in found.provenance.items():
+        n = int(where.split(":")[1]) - 1
+        above = []
+        while n and lines[n - 1].lstrip().startswith("#"):
+            n -= 1
+            above.append(lines[n])
+        assert any(not line.isascii() for line in above), f"{key}: no Japanese comment above it"
+        assert any(line.isascii() and len(line.strip()) > 4 for line in above), f"{key}: no English comment above it"
+
+
+def test_the_page_holds_the_table_of_every_setting() -> None:
+    from so8t_fsm import config_reference
+
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    table = config_reference.reference(config_reference.all_sections())
+    assert config_reference.in_page(page, table) == page, (
+        "run `python -m so8t_fsm.config_reference --update docs/configuration.md`")
+    assert "`training.batch_size`" in table and "`automation.backoff.max`" in table
+
+
+def test_importing_the_configuration_is_light() -> None:
+    script = ("import sys, so8t_fsm.config\n"
+              "heavy = {'torch', 'numpy', 'ruamel', 'transformers', 'so8t_ops'}\n"
+              "print(sorted({m.split('.')[0] for m in sys.modules} & heavy))")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
