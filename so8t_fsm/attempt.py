@@ -39,7 +39,7 @@ class Outcome:
 
 @dataclass
 class Attempt:
-    """A running child.  Iterate :meth:`events` in the caller's loop; nothing here blocks for longer than a tick."""
+    """A running child.  Iterate :meth:`incoming` in the caller's loop; nothing here blocks for longer than a tick."""
 
     spec: Mapping[str, Any]
     log: Callable[[str], None]
@@ -80,7 +80,7 @@ class Attempt:
             self.last_sign = time.monotonic()
         self._queue.put(("eof", None))
 
-    def events(self, timeout: float) -> Iterator[dict[str, Any]]:
+    def incoming(self, timeout: float) -> Iterator[dict[str, Any]]:
         """Records that arrived; waits for the first one at most ``timeout`` seconds.  Progress is kept, not yielded."""
         try:
             kind, payload = self._queue.get(timeout=timeout)
@@ -103,7 +103,8 @@ class Attempt:
     def _note(self, record: dict[str, Any]) -> None:
         kind = record.get("type")
         if kind == "progress":
-            self.progress = {k: record.get(k) for k in ("done", "total", "unit", "note")}
+            first = self.progress.get("first", record.get("done"))
+            self.progress = {**{k: record.get(k) for k in ("done", "total", "unit", "note")}, "first": first}
         elif kind == "sealed":
             self._sealed = record.get("identity")
         elif kind == "stopped":

@@ -52,7 +52,9 @@ def add(store: Store, run_id: str, request: Request) -> int:
             run_id=run_id, kind=request.kind, args=dict(request.args), operator=request.operator,
             reason=request.reason, created_at=now(),
         ))
-        return int(result.inserted_primary_key[0])
+        key = result.inserted_primary_key
+        assert key is not None
+        return int(key[0])
 
 
 def pending(store: Store, run_id: str) -> list[Request]:
@@ -154,7 +156,7 @@ def _force(
     args = request.args
     forced = plan_forced(run, steps, live, str(args["state"]), args.get("step"), bool(args.get("force_missing")))
     dest = forced.plan.dest
-    if dest in WORKING and forced.step in live:
+    if dest in WORKING and forced.step is not None and forced.step in live:
         # To force a committed step is to want it done again.
         tx.mark(artifact, run.id, forced.step, live[forced.step].n, status="superseded")
     if forced.step:

@@ -18,7 +18,8 @@ At = Callable[[KeyPath, bool], str]
 """Gives the place of a value (or, with True, of its key) as a message should name it."""
 
 SAYINGS = {
-    "model_type": "must be a mapping of keys", "dict_type": "must be a mapping of keys",
+    "model_type": "must be a mapping of keys", "model_attributes_type": "must be a mapping of keys",
+    "dict_type": "must be a mapping of keys",
     "list_type": "must be a list", "tuple_type": "must be a list", "string_type": "must be text; put it in quotes",
     "int_type": "must be a whole number", "int_parsing": "must be a whole number",
     "int_from_float": "must be a whole number",

@@ -22,8 +22,6 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO, Any
 
-from so8t_fsm.resources import existing_parent
-
 if sys.platform == "win32":
     import msvcrt
 
@@ -402,6 +400,8 @@ def is_network_path(path: Path) -> str | None:
             return f"network share {path.absolute().anchor}"
         return f"network drive {path.absolute().anchor}" if host_windows.is_remote_drive(path.absolute()) else None
     import psutil
+
+    from so8t_fsm.resources import existing_parent
 
     place = (existing_parent(path) or Path("/")).resolve()
     inner = None

@@ -6,12 +6,12 @@ The lease is one row.  Taking it raises its epoch, and every write of a runner p
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 
 from so8t_fsm import host
+from so8t_fsm.holder import Holder, own_identity
 from so8t_fsm.schema import lease as table
 from so8t_fsm.store import LEASE, Store, now
 
@@ -21,35 +21,9 @@ class AlreadyRunning(Exception):
 
 
 @dataclass(frozen=True)
-class Holder:
-    """Who holds the lease, as its row says."""
-
-    epoch: int
-    host: str | None
-    boot: str | None
-    pid: int | None
-    pid_started: float | None
-    heartbeat_at: float | None
-    expires_at: float | None
-
-    def alive(self, at: float) -> bool:
-        """Must another runner keep away?  A dead process of this machine is known at once, a silent host by time."""
-        if self.pid is None or self.expires_at is None:
-            return False
-        if self.host == host.host_name() and not host.alive(self.pid, self.pid_started or 0.0):
-            return False
-        return self.expires_at > at
-
-
-@dataclass(frozen=True)
 class Lease:
     epoch: int
     seconds: float
-
-
-def own_identity() -> tuple[int, float]:
-    """This process's pid and start stamp."""
-    return host.process_identity(os.getpid()) or (os.getpid(), 0.0)
 
 
 def holder(connection: sa.Connection) -> Holder | None:

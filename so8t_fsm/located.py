@@ -7,6 +7,7 @@ out (mappings with string keys, lists, strings, finite numbers, booleans, null):
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +18,20 @@ KeyPath = tuple[str | int, ...]
 TAGS = ("map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value")
 """What may be written without quotes.  The last three are read as the text they are."""
 
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""What would break a message's one line, or reach a terminal as a command."""
+
 ADVICE = (
     ("'\\t' that cannot start", "a tab character; indent with spaces"),
-    ("mapping values are not allowed", "a second ':' in one value or a wrong indent; put text with ': ' in quotes"),
+    ("mapping values are not allowed",
+     "a second ':' in one value, or no ':' on the line above; put text with ': ' in quotes"),
     ("unknown escape character", "a backslash inside double quotes; write Windows paths in single quotes"),
     ("end of stream", "a quote is opened and never closed; close it"),
     ("<stream end>", "a bracket is opened and never closed; close it"),
     ("another document", "a second document after '---'; keep one document a file"),
     ("undefined alias", "an alias (*name) without its anchor (&name); put text that starts with '*' in quotes"),
     ("that cannot start any token", "a character that YAML keeps for itself; put the value in quotes"),
+    ("could not find expected ':'", "a key without ': ' after it; write it as 'key: value'"),
     ("<block end>", "the indent does not match the lines above; line the keys up"),
 )
 
@@ -38,8 +44,8 @@ class ConfigError(Exception):
     """
 
     def __init__(self, first: str, *more: str) -> None:
-        self.all = (first, *more)
-        super().__init__(first + (f" (and {len(more)} more)" if more else ""))
+        self.all = tuple(UNPRINTABLE.sub(lambda m: ascii(m[0])[1:-1], line) for line in (first, *more))
+        super().__init__(self.all[0] + (f" (and {len(more)} more)" if more else ""))
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,8 @@ def _compose(text: str, name: str) -> Any:
         return YAML(typ="safe", pure=True).compose(text)
     except MarkedYAMLError as error:
         # What is never closed is noticed at the end of the file; a person looks for where it was opened.
-        opened = error.context_mark if "end of stream" in str(error.problem) else None
+        early = ("end of stream", "expected ':'")
+        opened = error.context_mark if any(part in str(error.problem) for part in early) else None
         mark = opened or error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
         raise ConfigError(f"{where}: {_advice(str(error.problem))}") from None
@@ -173,7 +180,7 @@ def _advice(problem: str) -> str:
     for part, advice in ADVICE:
         if part in problem:
             return advice
-    return "not YAML: " + " ".join(problem.split())
+    return f"not YAML: {' '.join(problem.split())}; check this line and the one above"
 
 
 class _Walk:

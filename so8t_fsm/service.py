@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
@@ -210,11 +211,11 @@ class _Resumption:
             close()
 
     def _notify(self, urls: list[str], severity: str, title: str, body: str, snapshot: config.Config) -> None:
-        level = "critical" if severity == "critical" else "info"
+        level: notify.Severity = "critical" if severity == "critical" else "info"
         for failed in notify.notify(urls, title, body, level, snapshot.notifications.min_severity):
             self.reporter.say(failed)
 
-    def _move(self, planned: Plan | Refused, reason: str, who: str, **columns: object) -> None:
+    def _move(self, planned: Plan | Refused, reason: str, who: str, **columns: Any) -> None:
         if isinstance(planned, Refused):
             raise Unusable(str(planned))
         with self.store.fenced(self.held.epoch, self.held.seconds) as tx:

@@ -14,8 +14,9 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 
 from so8t_fsm import artifacts, host, schema
+from so8t_fsm.reader import database_url
 from so8t_fsm.schema import lease as lease_table
-from so8t_fsm.store import StateUnusable, Store, database_url, is_damage, is_full, one_line
+from so8t_fsm.store import StateUnusable, Store, is_damage, is_full, one_line
 
 KEEP_BACKUPS = 3
 # After a restore the epoch jumps, so that no runner from before the damage can still hold a valid one.
@@ -93,7 +94,7 @@ def _sound(path: Path) -> bool:
     """`PRAGMA quick_check`, which reads every page once."""
     try:
         with contextlib.closing(sqlite3.connect(path)) as connection:
-            return connection.execute("PRAGMA quick_check").fetchone() == ("ok",)
+            return bool(connection.execute("PRAGMA quick_check").fetchone() == ("ok",))
     except sqlite3.DatabaseError as error:
         if any(sign in str(error) for sign in ("malformed", "not a database", "disk image", "corrupt")):
             return False

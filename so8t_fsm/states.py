@@ -137,24 +137,32 @@ def table() -> Machine:
 def edges() -> tuple[Edge, ...]:
     """Every edge as the library understood it."""
     return tuple(
-        Edge(name, t.source, t.dest, tuple(c.func for c in t.conditions))
+        Edge(str(name), str(t.source), str(t.dest), tuple(str(c.func) for c in t.conditions))
         for name, event in table().events.items() for found in event.transitions.values() for t in found
     )
 
 
+@cache
+def _by_trigger() -> dict[str, dict[str, list[Edge]]]:
+    found: dict[str, dict[str, list[Edge]]] = {trigger: {} for trigger in TRIGGERS}
+    for edge in edges():
+        found[edge.trigger].setdefault(edge.source, []).append(edge)
+    return found
+
+
 def plan(state: str, trigger: str, facts: Facts) -> Plan | Refused:
-    """The transition that ``trigger`` means in ``state``, first edge whose guards all hold.
+    """The transition that ``trigger`` means in ``state``: the first edge whose guards all hold.
 
     Raises:
         KeyError: no such trigger exists in the whole table (a programming error).
     """
     failing: tuple[str, ...] = ()
-    for candidate in table().events[trigger].transitions.get(state, ()):
-        failed = tuple(c.func for c in candidate.conditions if not check(c.func, facts))
+    for edge in _by_trigger()[trigger].get(state, ()):
+        failed = tuple(guard for guard in edge.guards if not check(guard, facts))
         if not failed:
-            return Plan(trigger, state, candidate.dest)
+            return Plan(trigger, state, edge.dest)
         # Name the guards of the edge that belongs to this step, not those of its six siblings.
-        if not failing or not any(f.startswith("at_") for f in failed):
+        if not failing or not any(guard.startswith("at_") for guard in failed):
             failing = failed
     return Refused(trigger, state, failing)
 

@@ -7,19 +7,17 @@ changes additionally compare-and-set ``run.rev``.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from so8t_fsm import schema
+from so8t_fsm.reader import Reader
 from so8t_fsm.schema import artifact, attempt, checkpoint, history, lease, ledger, run
 from so8t_fsm.states import Plan
 
@@ -112,6 +110,10 @@ class Store:
             if held.rowcount != 1:
                 raise Fenced(f"another runner took over (this one had epoch {epoch})")
             yield Tx(connection, epoch)
+
+    def reader(self) -> Reader:
+        """A connection for looking, apart from the engine's."""
+        return Reader(self.url.render_as_string(hide_password=False))
 
     def run(self, run_id: str) -> Run | None:
         with self.read() as connection:
@@ -257,12 +259,6 @@ def _prepare_sqlite(dbapi: Any, _record: Any) -> None:
 def _begin_sqlite(connection: sa.Connection) -> None:
     read_only = connection.get_execution_options().get("so8t_read_only")
     connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
-
-
-def database_url(home: Path, url: str | None = None) -> str:
-    """The database of a home: ``url``, else ``SO8T_DATABASE``, else ``state/so8t.db`` below it."""
-    chosen = url or os.environ.get("SO8T_DATABASE")
-    return chosen or sa.URL.create("sqlite", database=str(home / "state" / "so8t.db")).render_as_string()
 
 
 def one_line(error: BaseException) -> str:

@@ -21,7 +21,8 @@ from so8t_fsm.commands import Request, finish, pending
 from so8t_fsm.commits import Artifact, Commits
 from so8t_fsm.config import Config
 from so8t_fsm.errors_log import write_incident
-from so8t_fsm.lease import Lease, own_identity
+from so8t_fsm.holder import own_identity
+from so8t_fsm.lease import Lease
 from so8t_fsm.schema import attempt as attempt_table
 from so8t_fsm.statedir import backup
 from so8t_fsm.states import FAILURES, WORKING, Facts, Plan, Refused, plan
@@ -245,7 +246,7 @@ class Supervisor:
             "next_checkpoint": self.commits.next_checkpoint(self.run.id, step.name),
             "checkpoint_interval": self.config.automation.checkpoint_interval,
             "log_level": self.config.logging.level.upper(),
-            "record": views.record(self.store, self.home, self.run),
+            "record": self._record(),
             "disposable": [str(p) for p in self.commits.disposable(self.run) if p not in (out, scratch)],
         }, log=lambda line: self.log(f"[{step.name}#{n}] {line}"))
         running.start()
@@ -260,6 +261,10 @@ class Supervisor:
             raise
         self._conclude(step, running, outcome, out, values)
 
+    def _record(self) -> dict[str, Any]:
+        with self.store.reader() as reader:
+            return views.record(reader, self.home, self.run.id)
+
     def _next_attempt(self, step: str) -> int:
         with self.store.read() as connection:
             highest = connection.execute(sa.select(sa.func.max(attempt_table.c.n)).where(
@@ -269,7 +274,7 @@ class Supervisor:
     def _attend(self, step: type[Step], running: Attempt) -> Outcome:
         automation = self.config.automation
         while not running.finished():
-            for record in running.events(TICK):
+            for record in running.incoming(TICK):
                 if record.get("type") == "checkpoint":
                     self._checkpoint(step.name, record)
             self.reporter.progress(step.name, running.progress)
@@ -405,7 +410,8 @@ class Supervisor:
 
     def run_says(self, reason: str) -> bool:
         """Is this already the last line of the history?"""
-        last = views.history(self.store, self.run.id, last=1)
+        with self.store.reader() as reader:
+            last = views.history(reader, self.run.id, last=1)
         return bool(last) and last[-1]["reason"] == reason
 
     def _grant(self, request: Request) -> None:

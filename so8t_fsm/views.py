@@ -7,109 +7,101 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import sqlalchemy as sa
-
-from so8t_fsm import lease
-from so8t_fsm.schema import artifact, attempt, checkpoint, history as history_table, override
+from so8t_fsm.holder import Holder
+from so8t_fsm.reader import Reader
 from so8t_fsm.states import FAILURES, PERSON
-from so8t_fsm.store import Run, Store, now
+
+LIVE = "SELECT * FROM artifact WHERE run_id = ? AND status = 'live'"
+OVERRIDES = 'SELECT "key", "value", "was", "by", "at" FROM override WHERE run_id = ? ORDER BY "key"'
 
 
 def iso(at: float | None) -> str | None:
     """A time as ISO 8601 in UTC."""
-    return None if at is None else datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    if at is None:
+        return None
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def history(store: Store, run_id: str, last: int | None = None) -> list[dict[str, Any]]:
+def history(reader: Reader, run_id: str, last: int | None = None) -> list[dict[str, Any]]:
     """A run's history, oldest first; the ``last`` rows only, if given."""
-    query = sa.select(history_table).where(history_table.c.run_id == run_id).order_by(history_table.c.rev.desc())
-    if last is not None:
-        query = query.limit(last)
-    with store.read() as connection:
-        rows = connection.execute(query).mappings().all()
+    limit = f" LIMIT {int(last)}" if last is not None else ""
+    rows = reader.rows(f"SELECT * FROM history WHERE run_id = ? ORDER BY rev DESC{limit}", [run_id])
     return [{**{k: v for k, v in row.items() if k != "run_id"}, "at": iso(row["at"])} for row in reversed(rows)]
 
 
-def picture(store: Store, run: Run) -> dict[str, Any]:
-    """Everything ``so8t state --json`` prints of a run."""
-    with store.read() as connection:
-        held = lease.holder(connection)
-        attempts = connection.execute(
-            sa.select(attempt).where(attempt.c.run_id == run.id).order_by(attempt.c.started_at)).mappings().all()
-        commits = connection.execute(
-            sa.select(artifact).where(artifact.c.run_id == run.id, artifact.c.status == "live")).mappings().all()
-        newest = connection.execute(
-            sa.select(checkpoint).where(checkpoint.c.run_id == run.id, checkpoint.c.status == "live")
-            .order_by(checkpoint.c.committed_at.desc()).limit(1)).mappings().first()
-        overrides = connection.execute(
-            sa.select(override).where(override.c.run_id == run.id)).mappings().all()
-    alive = held is not None and held.epoch == run.epoch and held.alive(now())
-    committed = {row["step"]: row for row in commits}
-    current = next((a for a in reversed(attempts) if a["step"] == run.step and a["n"] == run.attempt), None)
+def picture(reader: Reader, run: dict[str, Any]) -> dict[str, Any]:
+    """Everything ``so8t state --json`` prints of a run, given its row."""
+    key = [run["id"]]
+    held = reader.one("SELECT epoch, host, boot, pid, pid_started, heartbeat_at, expires_at FROM lease")
+    alive = held is not None and held["epoch"] == run["epoch"] and Holder(**held).alive(time.time())
+    committed = {row["step"] for row in reader.rows(LIVE, key)}
+    attempt = reader.one('SELECT * FROM attempt WHERE run_id = ? AND step = ? AND n = ?',
+                         [run["id"], run["step"], run["attempt"]]) if run["step"] else None
+    checkpoint = reader.one(
+        "SELECT * FROM checkpoint WHERE run_id = ? AND status = 'live' ORDER BY committed_at DESC LIMIT 1", key)
     return {
-        "run": run.id, "state": run.state, "step": run.step, "attempt": run.attempt, "rev": run.rev, "epoch": run.epoch,
-        "runner_alive": alive,
-        "progress": _progress(current) if current is not None and run.step not in committed else None,
-        "checkpoint": None if newest is None else {
-            "step": newest["step"], "n": newest["n"], "position": newest["position"],
-            "committed_at": iso(newest["committed_at"]), "verified": newest["verified_at"] is not None,
-            "verified_at": iso(newest["verified_at"]),
+        "run": run["id"], "state": run["state"], "step": run["step"], "attempt": run["attempt"], "rev": run["rev"],
+        "epoch": run["epoch"], "runner_alive": alive,
+        "progress": _progress(attempt) if attempt and run["step"] not in committed else None,
+        "checkpoint": None if checkpoint is None else {
+            "step": checkpoint["step"], "n": checkpoint["n"], "committed_at": iso(checkpoint["committed_at"]),
+            "verified": checkpoint["verified_at"] is not None, "verified_at": iso(checkpoint["verified_at"]),
+            "position": checkpoint["position"],
         },
-        "incident": run.incident,
-        "next_retry_at": iso(run.next_retry_at),
-        "overrides": [{k: (iso(row["at"]) if k == "at" else row[k]) for k in ("key", "value", "was", "by", "at")}
-                      for row in overrides],
-        "steps": [{"name": name, "status": _status(name, run, committed, alive)} for name in run.steps],
-        "created_at": iso(run.created_at), "finished_at": iso(run.finished_at), "parent": run.parent,
+        "incident": run["incident"],
+        "next_retry_at": iso(run["next_retry_at"]),
+        "overrides": [{**row, "at": iso(row["at"])} for row in reader.rows(OVERRIDES, key)],
+        "steps": [{"name": name, "status": _status(name, run, committed, alive)} for name in run["steps"]],
+        "created_at": iso(run["created_at"]), "finished_at": iso(run["finished_at"]), "parent": run["parent"],
     }
 
 
-def _status(name: str, run: Run, committed: dict[str, Any], alive: bool) -> str:
+def _status(name: str, run: dict[str, Any], committed: set[str], alive: bool) -> str:
+    state = run["state"]
     if name in committed:
         return "committed"
-    if run.state == "completed":
+    if state == "completed":
         return "skipped"
-    if name != run.step:
+    if name != run["step"]:
         return "pending"
-    if run.state in FAILURES or run.state in PERSON or run.state == "backing_off":
-        return "failed" if run.incident else "pending"
-    return "running" if alive and run.state not in ("idle", "waiting_for_resources") else "pending"
+    if state in FAILURES or state in PERSON or state == "backing_off":
+        return "failed" if run["incident"] else "pending"
+    return "running" if alive and state not in ("idle", "waiting_for_resources") else "pending"
 
 
-def _progress(row: Any) -> dict[str, Any] | None:
-    kept = row["progress"]
+def _progress(attempt: dict[str, Any]) -> dict[str, Any] | None:
+    kept = attempt["progress"]
     if not kept:
         return None
     done, total = kept.get("done"), kept.get("total")
     eta = None
-    if row["status"] == "running" and done and total and total > done:
-        eta = max(0.0, (time.time() - row["started_at"]) * (total - done) / done)
+    if attempt["status"] == "running" and done and total and total > done:
+        # An attempt that resumed did not do the first part itself: its own pace counts.
+        own = done - (kept.get("first") or 0)
+        eta = max(0.0, (time.time() - attempt["started_at"]) * (total - done) / own) if own > 0 else None
     return {"done": done, "total": total, "unit": kept.get("unit"), "note": kept.get("note"),
             "eta_s": None if eta is None else round(eta, 1)}
 
 
-def record(store: Store, home: Path, run: Run) -> dict[str, Any]:
+def record(reader: Reader, home: Path, run_id: str) -> dict[str, Any]:
     """The run so far, as a step gets it for its reports."""
-    with store.read() as connection:
-        attempts = connection.execute(sa.select(attempt).where(attempt.c.run_id == run.id)).mappings().all()
-        commits = {row["step"]: row for row in connection.execute(
-            sa.select(artifact).where(artifact.c.run_id == run.id, artifact.c.status == "live")).mappings()}
-        overrides = connection.execute(sa.select(override).where(override.c.run_id == run.id)).mappings().all()
+    run = reader.one("SELECT * FROM run WHERE id = ?", [run_id])
+    assert run is not None
+    attempts = reader.rows("SELECT step, n, status, started_at FROM attempt WHERE run_id = ?", [run_id])
+    commits = {row["step"]: row for row in reader.rows(LIVE, [run_id])}
     steps = []
-    for name in run.steps:
-        mine = [a for a in attempts if a["step"] == name]
-        commit = commits.get(name)
+    for name in run["steps"]:
+        started = [row["started_at"] for row in attempts if row["step"] == name]
+        commit = commits.get(name, {})
         steps.append({
-            "name": name, "state": run.state if name == run.step else None,
-            "status": "committed" if commit else "running" if name == run.step else "pending",
-            "attempts": len(mine), "started_at": iso(min((a["started_at"] for a in mine), default=None)),
-            "committed_at": iso(commit["committed_at"]) if commit else None,
-            "identity": commit["identity"] if commit else None,
-            "path": str(home / "state" / commit["path"]) if commit else None,
-            "reused_from": commit["reused_from"] if commit else None,
+            "name": name, "status": "committed" if commit else "running" if name == run["step"] else "pending",
+            "attempts": len(started), "started_at": iso(min(started, default=None)),
+            "committed_at": iso(commit.get("committed_at")), "identity": commit.get("identity"),
+            "path": str(home / "state" / commit["path"]) if commit else None, "reused_from": commit.get("reused_from"),
         })
     return {
-        "run": {"id": run.id, "created_at": iso(run.created_at), "config_path": run.config_path, "parent": run.parent},
-        "steps": steps, "history": history(store, run.id),
-        "overrides": [{**{k: row[k] for k in ("key", "value", "was", "by")}, "at": iso(row["at"])} for row in overrides],
+        "run": {"id": run["id"], "created_at": iso(run["created_at"]), "config_path": run["config_path"],
+                "parent": run["parent"]},
+        "steps": steps, "history": history(reader, run_id),
+        "overrides": [{**row, "at": iso(row["at"])} for row in reader.rows(OVERRIDES, [run_id])],
     }

@@ -38,7 +38,7 @@ class Evaluate(Step):
         settings = ctx.section("benchmark", BenchmarkSettings)
         training = ctx.inputs["training"]
         items, left_out = pr.read_items(ctx.inputs["preprocessing"] / "test.parquet", settings.max_items)
-        not_run = {v: reason for v in settings.variants if (reason := pr.missing_variant(training, v))}
+        not_run: dict[str, str] = {v: reason for v in settings.variants if (reason := pr.missing_variant(training, v))}
         variants = [v for v in pr.VARIANT_NAMES if v in settings.variants and v not in not_run]
         if not variants:
             raise StepFailure(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -116,15 +117,18 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
                               "4:7: unknown key 'sahre' in data.sources[0], did you mean 'share'?"),
     "unknown key of one kind": ("data:\n  places:\n    - {kind: remote}\n    - {kind: remote, path: x}\n",
                                 "4:22: unknown key 'path' in data.places[1]; known are address, kind"),
-    "missing in one kind": ("data:\n  places: [{kind: folder}]\n", "2:12: data.places[0].path is missing; give it a value"),
+    "missing in one kind": ("data:\n  places: [{kind: folder}]\n",
+                            "2:12: data.places[0].path is missing; give it a value"),
     "unknown kind": ("data:\n  places: [{kind: foldr}]\n", "2:19: data.places[0].kind: foldr is not allowed, "
                      "did you mean 'folder'?"),
     "strange kind": ("data:\n  places: [{kind: [1]}]\n",
                      "2:19: data.places[0].kind: [1] is not allowed; known are folder, remote"),
     "no kind": ("data:\n  places: [{path: x}]\n", "2:12: data.places[0].kind is missing; give it a value"),
     "no mapping": ("data:\n  places: [x]\n", "2:12: data.places[0]: x is not allowed: must be a mapping of keys"),
-    "pattern": ("data:\n  places: [{kind: remote, address: x y}]\n", "2:36: data.places[0].address: x y is not allowed: "
-                "not of the right form (Where it is, as owner/name)"),
+    "pattern": ("data:\n  places: [{kind: remote, address: x y}]\n",
+                "2:36: data.places[0].address: x y is not allowed: not of the right form (Where it is, as owner/name)"),
+    "key with a line end": ('"a\\u2028\\u001b": 1\n', "1:1: unknown section 'a\\u2028\\x1b'; known are "
+                            "automation, data, logging, notifications, resources, training"),
     "no near key": ("training:\n  ppo: {zzz: 1}\n", "2:9: unknown key 'zzz' in training.ppo; known are clip, epochs"),
     "unknown section": ("trainig:\n  batch_size: 4\n", "1:1: unknown section 'trainig', did you mean 'training'?"),
     "range": ("training:\n  batch_size: -1\n",
@@ -153,11 +157,15 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
     "tab later": ("training:\n  batch_size: 4\n\tname: a\n", "3:1: a tab character; indent with spaces"),
     "duplicate key": ("training:\n  name: a\n  name: b\n",
                       "3:3: the key 'name' is already set on line 2; keep one of the two"),
-    "second colon": ("a: b: c\n", "1:5: a second ':' in one value or a wrong indent; put text with ': ' in quotes"),
+    "second colon": ("a: b: c\n",
+                     "1:5: a second ':' in one value, or no ':' on the line above; put text with ': ' in quotes"),
     "open quote": ("training:\n  name: 'a\n", "2:9: a quote is opened and never closed; close it"),
     "open bracket": ("a: [1,\n", "2:1: a bracket is opened and never closed; close it"),
     "indent": ("training:\n  name: a\n batch_size: 1\n",
                "3:2: the indent does not match the lines above; line the keys up"),
+    "no colon": ("training:\n  name: a\n  batch_size\n", "3:3: a key without ': ' after it; write it as 'key: value'"),
+    "odd syntax": ("a: }\n",
+                   "1:4: not YAML: expected the node content, but found '}'; check this line and the one above"),
     "backslash": ('a: "C:\\data"\n', "1:8: a backslash inside double quotes; write Windows paths in single quotes"),
     "tag": ("a: !!python/object:os.system x\n",
             "1:4: the tag tag:yaml.org,2002:python/object:os.system is not allowed; write a plain value"),
@@ -206,6 +214,26 @@ def test_a_directory_is_no_configuration(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^configs: cannot be read: "):
         (tmp_path / "configs").mkdir()
         config.load(tmp_path / "configs", SECTIONS, home=tmp_path, environ={})
+
+
+SCRAPS = [
+    "training", "batch_size", "data", "sources", "notifications", "urls", "name", ":", ": ", " ", "  ", "\n", "\t",
+    "- ", "[", "]", "{", "}", ",", "'", '"', "#", "&a", "*a", "!x", "|", ">", "?", "%", "---", "...", "<<", "1", "-1",
+    "1e-5", "1e999", "0o9", "0x", "~", "日本", "\x07", "\u2028", "\x85", "\r", "\\", "@", "true", "extends",
+    "my.yaml", "2024-13-45",
+]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.sampled_from(SCRAPS), max_size=25))
+def test_whatever_is_written_there_is_an_answer_of_one_line(parts: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            load(Path(folder), "".join(parts))
+        except ConfigError as error:
+            for line in error.all:
+                assert re.match(r"configs/my\.yaml(:[1-9]\d*:[1-9]\d*)?: \S", line), line
+                assert len(line.splitlines()) == 1, line
 
 
 def test_anchors_that_multiply_are_refused(tmp_path: Path) -> None:
@@ -257,7 +285,8 @@ def test_lists_replace_and_free_mappings_merge(tmp_path: Path) -> None:
     load(tmp_path, "data:\n  sources: [{name: a}, {name: b}]\n  weights: {x: 1, Y: 2}\n", name="configs/base.yaml")
     found = load(tmp_path, "extends: base.yaml\ndata:\n  sources: [{name: c}]\n  weights: {x: 3}\n",
                  environ={"SO8T__DATA__WEIGHTS__Y": "4"})
-    assert found.values["data"] == {"sources": [{"name": "c", "share": 1.0}], "places": [], "weights": {"x": 3.0, "Y": 4.0}}
+    assert found.values["data"] == {
+        "sources": [{"name": "c", "share": 1.0}], "places": [], "weights": {"x": 3.0, "Y": 4.0}}
     assert found.provenance["data.sources"] == "configs/my.yaml:3:3"
     assert found.provenance["data.weights.Y"] == "environment SO8T__DATA__WEIGHTS__Y"
 

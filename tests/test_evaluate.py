@@ -28,6 +28,8 @@ from so8t_ops.evaluation.predictions import LABELS, Answer, Item
 from so8t_ops.evaluation.settings import BenchmarkSettings
 
 PAIRS = some.lists(some.tuples(some.booleans(), some.booleans()), min_size=1, max_size=60)
+# No deadline: the machine that runs the tests may be busy.
+FEW = settings(max_examples=30, deadline=None)
 QUICK = {"bootstrap_resamples": 400, "batch_size": 7}
 
 
@@ -40,6 +42,7 @@ def test_mcnemar_by_hand() -> None:
     assert st.mcnemar(first, second) == st.McNemar(1, 7, pytest.approx(18 / 256))
 
 
+@FEW
 @given(PAIRS)
 def test_mcnemar_is_the_binomial_test_and_symmetric(pairs: list[tuple[bool, bool]]) -> None:
     first, second = [a for a, _ in pairs], [b for _, b in pairs]
@@ -62,6 +65,7 @@ def test_holm_by_hand() -> None:
     assert st.holm([]) == []
 
 
+@FEW
 @given(some.lists(some.floats(0, 1), min_size=1, max_size=8))
 def test_holm_keeps_order_and_only_raises(p_values: list[float]) -> None:
     corrected = st.holm(p_values)
@@ -70,6 +74,7 @@ def test_holm_keeps_order_and_only_raises(p_values: list[float]) -> None:
     assert in_order == sorted(in_order)
 
 
+@FEW
 @given(some.integers(0, 200), some.integers(0, 200), some.sampled_from([0.9, 0.95, 0.99]))
 def test_wilson_matches_scipy(right: int, more: int, confidence: float) -> None:
     n = right + more
@@ -105,7 +110,7 @@ def test_equal_differences_get_an_honest_interval(first: bool, second: bool, low
     assert stats.beta.ppf(0.975, 1, 10) == pytest.approx(0.30850, abs=1e-5)
 
 
-@settings(max_examples=25, deadline=None)
+@FEW
 @given(PAIRS)
 def test_difference_is_always_finite_and_inside(pairs: list[tuple[bool, bool]]) -> None:
     estimate, interval = st.paired_difference([a for a, _ in pairs], [b for _, b in pairs], resamples=200)
@@ -122,6 +127,7 @@ def test_detectable_difference_solves_connors_formula() -> None:
     assert st.minimum_detectable_difference(0, 0, alpha=0.05) is None
 
 
+@FEW
 @given(some.integers(8, 2000), some.floats(0, 1))
 def test_more_items_detect_smaller_differences(n: int, share: float) -> None:
     few = st.minimum_detectable_difference(n, round(n * share), alpha=0.05)
@@ -313,12 +319,22 @@ def test_a_checkpoint_of_another_training_is_not_used(tmp_path: Path) -> None:
 def test_what_was_not_run_has_no_number(tmp_path: Path) -> None:
     done = evaluate(tmp_path, inputs(tmp_path, adapters=["B"]))
     summary = loaded(done, "summary.json")
-    assert summary["variants"]["C"] == {"name": "PPO", "status": "not run", "reason": "training made no such adapter"}
+    assert summary["variants"]["C"] == {"name": "PPO", "status": "not run", "reason": "training made no adapter for C"}
     assert [row["pair"] for row in summary["comparisons"]] == ["A-B"]
     assert summary["verdict"] == {"outcome": "no_verdict", "en": "No verdict: variant C was not run.",
                                   "ja": "判定なし：C は実行されていません。"}
     assert loaded(done, "model-index.json") == []
-    assert "not run: training made no such adapter" in (done / "abc_report.html").read_text("utf-8")  # type: ignore
+    assert "not run: training made no adapter for C" in (done / "abc_report.html").read_text("utf-8")  # type: ignore
+
+
+def test_a_lost_adapter_is_said_and_what_lies_on_top_of_it_is_not_run(tmp_path: Path) -> None:
+    given = inputs(tmp_path)
+    (given["training"] / "warm" / "adapter_config.json").unlink()
+    (given["training"] / "warm").rmdir()
+    artifacts.seal(given["training"])
+    summary = loaded(evaluate(tmp_path, given), "summary.json")
+    assert {v: s.get("reason") for v, s in summary["variants"].items()} == {
+        "A": None, "B": "the adapter directory warm is missing", "C": "the adapter directory warm is missing"}
 
 
 def test_base_alone_still_makes_a_report(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from pathlib import Path
@@ -33,15 +34,11 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            import difflib
-
+        if args and args[0] not in COMMANDS:
             close = difflib.get_close_matches(args[0], COMMANDS, 1)
-            if close and "did you mean" not in error.message.lower():
-                error.message += f" Did you mean {close[0]!r}?"
-            raise
+            known = f"did you mean {close[0]!r}?" if close else f"commands: {', '.join(COMMANDS)}"
+            raise click.UsageError(f"no command is called {args[0]!r}; {known}")
+        return super().resolve_command(ctx, args)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -64,6 +64,11 @@ def guarded(command: click.Command) -> int:
 
 def _explain(error: Exception) -> int:
     """One line for the errors we know; for one of ours a line too, with the details in a file."""
+    from so8t_fsm.reader import Unreadable
+
+    if isinstance(error, Unreadable):
+        click.echo(f"so8t: {error}; `so8t resume` puts a damaged database right", err=True)
+        return EXIT_USAGE
     from sqlalchemy.exc import SQLAlchemyError
 
     from so8t_fsm.commands import CommandRefused

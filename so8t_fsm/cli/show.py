@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,26 @@ import click
 
 from so8t_fsm import views
 from so8t_fsm.cli.common import emit, find_home
-from so8t_fsm.statedir import open_state
-from so8t_fsm.store import Run, Store, database_url
+from so8t_fsm.reader import Reader, database_url, latest_run, sqlite_path
+
+NO_RUN = "no run yet; `so8t resume` starts one"
+NOTHING: dict[str, Any] = {
+    "run": None, "state": "idle", "step": None, "attempt": 0, "rev": 0, "epoch": 0, "runner_alive": False,
+    "progress": None, "checkpoint": None, "incident": None, "next_retry_at": None, "overrides": [], "steps": [],
+}
 
 
-def _open(ctx: click.Context, run_id: str | None) -> tuple[Store | None, Run | None, Path]:
-    """The store and the run to show; nothing is created by looking."""
-    home = find_home(ctx.obj)
-    if database_url(home).startswith("sqlite") and not (home / "state" / "so8t.db").exists():
-        return None, None, home
-    store = open_state(home)
-    run = store.run(run_id) if run_id else store.latest_run(unfinished=True) or store.latest_run()
+def _open(ctx: click.Context, run_id: str | None) -> tuple[Reader | None, dict[str, Any] | None]:
+    """The database and the row of the run to show; nothing is created by looking."""
+    url = database_url(find_home(ctx.obj))
+    path = sqlite_path(url)
+    if path is not None and not path.exists():
+        return None, None
+    reader = Reader(url)
+    run = latest_run(reader, run_id)
     if run is None and run_id:
         raise click.UsageError(f"there is no run {run_id!r}; `so8t history --runs` lists them")
-    return store, run, home
+    return reader, run
 
 
 @click.command()
@@ -36,37 +43,34 @@ def state(ctx: click.Context, run_id: str | None, watch: bool, as_json: bool) ->
 
     Example: so8t state --watch
     """
-    store, run, _ = _open(ctx, run_id)
-    if store is None or run is None:
-        if as_json:
-            emit({"run": None, "state": "idle", "step": None, "attempt": 0, "rev": 0, "epoch": 0, "runner_alive": False,
-                  "progress": None, "checkpoint": None, "incident": None, "next_retry_at": None, "overrides": [],
-                  "steps": []})
-        else:
-            click.echo("no run yet; `so8t resume` starts one")
+    reader, run = _open(ctx, run_id)
+    if reader is None or run is None:
+        emit(NOTHING) if as_json else click.echo(NO_RUN)
         return 0
-    try:
+    with reader:
         if as_json:
-            emit(views.picture(store, run))
-            return 0
-        from so8t_fsm.cli.picture import render
-
-        if not watch:
+            emit(views.picture(reader, run))
+        elif watch:
+            _watch(reader, run, run_id)
+        else:
             from rich.console import Console
 
-            Console().print(render(views.picture(store, run)))
-            return 0
-        from rich.live import Live
+            from so8t_fsm.cli.picture import render
 
-        with Live(render(views.picture(store, run)), refresh_per_second=4) as live:
-            while True:
-                time.sleep(0.5)
-                run = (store.run(run_id) if run_id else store.latest_run(unfinished=True) or store.latest_run()) or run
-                live.update(render(views.picture(store, run)))
-    except KeyboardInterrupt:
-        return 0
-    finally:
-        store.close()
+            Console().print(render(views.picture(reader, run)))
+    return 0
+
+
+def _watch(reader: Reader, run: dict[str, Any], run_id: str | None) -> None:
+    from rich.live import Live
+
+    from so8t_fsm.cli.picture import render
+
+    with suppress(KeyboardInterrupt), Live(render(views.picture(reader, run)), refresh_per_second=4) as live:
+        while True:
+            time.sleep(0.5)
+            run = latest_run(reader, run_id) or run
+            live.update(render(views.picture(reader, run)))
 
 
 @click.command()
@@ -80,23 +84,22 @@ def history(ctx: click.Context, run_id: str | None, last: int | None, runs: bool
 
     Example: so8t history --last 20
     """
-    store, run, _ = _open(ctx, run_id)
-    if store is None or run is None:
-        emit([]) if as_json else click.echo("no run yet; `so8t resume` starts one")
+    reader, run = _open(ctx, run_id)
+    if reader is None or run is None:
+        emit([]) if as_json else click.echo(NO_RUN)
         return 0
-    try:
+    with reader:
         if runs:
-            return _list_runs(store, as_json)
-        rows = views.history(store, run.id, last)
-        if as_json:
-            emit(rows)
+            _list_runs(reader, as_json)
             return 0
-        click.echo(f"run {run.id}" + (f", from {run.parent}" if run.parent else ""))
-        for row in rows:
-            click.echo(_sentence(row))
+        rows = views.history(reader, run["id"], last)
+    if as_json:
+        emit(rows)
         return 0
-    finally:
-        store.close()
+    click.echo(f"run {run['id']}" + (f", from {run['parent']}" if run["parent"] else ""))
+    for row in rows:
+        click.echo(_sentence(row))
+    return 0
 
 
 def _sentence(row: dict[str, Any]) -> str:
@@ -109,24 +112,17 @@ def _sentence(row: dict[str, Any]) -> str:
     return line if str(row["who"]).startswith("runner ") else f"{line}  ({row['who']})"
 
 
-def _list_runs(store: Store, as_json: bool) -> int:
-    import sqlalchemy as sa
-
-    from so8t_fsm.schema import run as table
-
-    columns = (table.c.id, table.c.state, table.c.step, table.c.created_at, table.c.finished_at, table.c.parent,
-               table.c.config_path)
-    with store.read() as connection:
-        rows = [dict(r) for r in connection.execute(sa.select(*columns).order_by(table.c.created_at)).mappings()]
+def _list_runs(reader: Reader, as_json: bool) -> None:
+    columns = "id, state, step, created_at, finished_at, parent, config_path"
+    rows = reader.rows(f"SELECT {columns} FROM run ORDER BY created_at")
     for row in rows:
         row["created_at"], row["finished_at"] = views.iso(row["created_at"]), views.iso(row["finished_at"])
     if as_json:
         emit(rows)
-        return 0
+        return
     for row in rows:
         origin = f"  from {row['parent']}" if row["parent"] else ""
         click.echo(f"{row['id']}  {row['state']:<21}  {str(row['created_at'])[:19]}  {row['config_path'] or ''}{origin}")
-    return 0
 
 
 @click.command()
@@ -143,14 +139,14 @@ def graph(ctx: click.Context, svg: Path | None, run_id: str | None, as_json: boo
 
     current = None
     try:
-        store, run, _ = _open(ctx, run_id)
+        reader, run = _open(ctx, run_id)
     except click.UsageError:
         if run_id:
             raise
-        store, run = None, None  # the machine can be drawn without a home
-    if store is not None:
-        current = run.state if run else None
-        store.close()
+        reader, run = None, None  # the machine can be drawn without a home
+    if reader is not None:
+        current = run["state"] if run else None
+        reader.__exit__(None, None, None)
     if as_json:
         emit({"states": states.STATES, "current": current,
               "edges": [{"trigger": e.trigger, "from": e.source, "to": e.dest, "guards": e.guards} for e in states.edges()]})

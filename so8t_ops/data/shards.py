@@ -23,7 +23,11 @@ _ITEMS = 40       # names listed for each reason of refusal
 
 @dataclass
 class Tally:
-    """What became of one source's samples.  ``refused`` maps "licence | reason" to [samples, names of some]."""
+    """What became of one source's samples.
+
+    ``refused`` maps "licence | reason" to [samples, names of some]; 0 samples where a whole source was refused by its
+    declared licence, before anything of it was read.
+    """
 
     offered: int = 0
     kept: int = 0

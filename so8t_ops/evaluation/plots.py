@@ -19,10 +19,12 @@ def figure(width: float, height: float) -> Iterator[Any]:
     import matplotlib
     from matplotlib.figure import Figure
 
-    style = {"svg.hashsalt": "so8t", "svg.fonttype": "none", "font.size": 9.0, "axes.spines.top": False,
-             "axes.spines.right": False, "axes.edgecolor": INK, "text.color": INK, "axes.labelcolor": INK,
-             "xtick.color": INK, "ytick.color": INK}
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **style, "backend": "svg"}):
+    defaults: Any = matplotlib.rcParamsDefault
+    style = {
+        **defaults, "backend": "svg", "svg.hashsalt": "so8t", "svg.fonttype": "none", "font.size": 9.0,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": INK, "axes.labelcolor": INK,
+        "text.color": INK, "xtick.color": INK, "ytick.color": INK}
+    with matplotlib.rc_context(style):
         yield Figure(figsize=(width, height), layout="constrained")
 
 

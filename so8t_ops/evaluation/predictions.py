@@ -100,10 +100,12 @@ def missing_variant(training: Path, variant: str) -> str | None:
     except (OSError, ValueError) as error:
         raise StepFailure(f"training/model.json cannot be read ({error})", state="data_invalid",
                           hint="so8t rerun --from training") from error
-    if variant not in adapters:
-        return "training made no such adapter"
-    if not (training / adapters[variant]).is_dir():
-        return f"the adapter directory {adapters[variant]} is missing"
+    # C lies on top of B, so it needs both.
+    for name in ("B", "C") if variant == "C" else ("B",):
+        if name not in adapters:
+            return f"training made no adapter for {name}"
+        if not (training / adapters[name]).is_dir():
+            return f"the adapter directory {adapters[name]} is missing"
     return None
 
 

@@ -12,6 +12,7 @@ def fresh_phi3(sizes: TinySettings, tokenizer: Any) -> Any:
 
     The vocabulary is rounded up to a multiple of 32, as Phi-3 pads its own, so that every row length stays aligned.
     """
+    import torch
     from transformers import GenerationConfig, Phi3Config, Phi3ForCausalLM
 
     end = tokenizer.convert_tokens_to_ids("<|end|>")
@@ -23,6 +24,9 @@ def fresh_phi3(sizes: TinySettings, tokenizer: Any) -> Any:
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )
     model = Phi3ForCausalLM(config)
+    # The final norm fixes the length of what the head sees: at the usual 0.02 a narrow model could never be sure of a
+    # token, however long it trained, and would sample noise.
+    torch.nn.init.normal_(model.lm_head.weight, std=sizes.hidden_size**-0.5)
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=[tokenizer.eos_token_id, end],
         pad_token_id=tokenizer.pad_token_id,

@@ -1,7 +1,7 @@
 """Make the base: a tokenizer from the training text, a fresh Phi-3, and a short run of language modelling.
 
-It learns what the prompts look like and never sees a label or an answer: variant A is a base that does not know the
-task, as a downloaded one would not.
+It learns what the prompts look like and never sees which label belongs to one: variant A is a base that does not know
+the task, as a downloaded one would not.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import random
 from typing import Any
 
 from so8t_ops.model.load import load_tokenizer
-from so8t_ops.model.prompt import prompt_ids
+from so8t_ops.model.prompt import LABELS, REASONS, answer, prompt_ids
 from so8t_ops.model.settings import TinySettings
 from so8t_ops.model.tiny import fresh_phi3
 from so8t_ops.model.tokenizer import write_tokenizer
@@ -47,8 +47,13 @@ def make_base(journal: Journal, sizes: TinySettings, settings: TrainingSettings,
 
 
 def _rows(samples: list[Sample], tokenizer: Any, limit: int, seed: int) -> list[dict[str, list[int]]]:
-    """Every text once as it is and every labelled one once more as a question, which ends where an answer would start."""
-    rows = []
+    """Every text once as it is, every labelled one once more as a question that ends where an answer would start, and
+    the sentences answers are made of, in equal numbers and beside no question: words it can say, not when to."""
+    rows: list[list[int]] = []
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    phrases = [answer(label, language) for language in sorted(REASONS) for label in LABELS]
+    spoken = [tokenizer(phrase, add_special_tokens=False)["input_ids"] + [end] for phrase in phrases]
+    rows += spoken * max(1, len(samples) // (4 * len(spoken)))
     for sample in samples:
         plain = tokenizer(sample.text, add_special_tokens=False)["input_ids"][:limit]
         rows.append([*plain, tokenizer.eos_token_id])

@@ -44,6 +44,7 @@ def fit(journal: Journal, plan: Plan, model: Any, tokenizer: Any, rows: Sequence
     """
     import torch
     from datasets import Dataset
+    from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
     scratch = journal.ctx.scratch / plan.name
@@ -63,6 +64,7 @@ def fit(journal: Journal, plan: Plan, model: Any, tokenizer: Any, rows: Sequence
         model=model, args=arguments, train_dataset=Dataset.from_list(list(rows)), processing_class=tokenizer,
         callbacks=[_keeper()(journal, plan, scratch, total)],
     )
+    trainer.remove_callback(PrinterCallback)  # one line a step would drown the log that people and rules read
     trainer.train(resume_from_checkpoint=_restore(journal, scratch))
     return _curve(trainer.state.log_history)
 

@@ -1,0 +1,103 @@
+"""Reading the memory with the bare driver: what looking needs, without SQLAlchemy's half of a second's third.
+
+Everything that only shows a run goes through here, on SQLite and PostgreSQL alike; everything that writes goes
+through :mod:`so8t_fsm.store`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+JSON_COLUMNS = frozenset({
+    "steps", "config", "reuse", "incident", "detail", "progress", "failure", "inputs", "settings", "args", "value", "was",
+})
+
+
+class Unreadable(Exception):
+    """The database can't be read; the message is the driver's, in one line."""
+
+
+def database_url(home: Path, url: str | None = None) -> str:
+    """The database of a home: ``url``, else ``SO8T_DATABASE``, else ``state/so8t.db`` below it."""
+    chosen = url or os.environ.get("SO8T_DATABASE")
+    return chosen or f"sqlite:///{home / 'state' / 'so8t.db'}"
+
+
+def sqlite_path(url: str) -> Path | None:
+    """The file behind an SQLite URL; None for another database."""
+    scheme, _, rest = url.partition("://")
+    return Path(rest[1:].split("?")[0]) if scheme.split("+")[0] == "sqlite" else None
+
+
+class Reader:
+    """A read-only connection.  Use it as a context manager."""
+
+    def __init__(self, url: str) -> None:
+        self._path = sqlite_path(url)
+        self._connection: Any
+        if self._path is not None:
+            try:
+                self._connection = sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)
+            except sqlite3.Error as error:
+                raise Unreadable(f"{self._path}: {error}") from error
+        else:
+            self._connection = _postgresql(url)
+
+    def rows(self, query: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        """Run a query written with ``?`` placeholders; JSON columns come back as values.
+
+        Raises:
+            Unreadable: the driver refused.
+        """
+        if self._path is None:
+            query = query.replace("?", "%s")
+        try:
+            cursor = self._connection.execute(query, tuple(parameters))
+            names = [column[0] for column in cursor.description]
+            return [
+                {name: json.loads(value) if name in JSON_COLUMNS and isinstance(value, str) and self._path else value
+                 for name, value in zip(names, row, strict=True)} for row in cursor.fetchall()
+            ]
+        except Exception as error:
+            raise Unreadable(f"{self._path or 'the database'}: {' '.join(str(error).split())}") from error
+
+    def one(self, query: str, parameters: Sequence[Any] = ()) -> dict[str, Any] | None:
+        """The first row, or None."""
+        return next(iter(self.rows(query, parameters)), None)
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        with suppress(Exception):
+            self._connection.close()
+
+
+def _postgresql(url: str) -> Any:
+    import psycopg
+
+    parts = urlsplit(url)
+    try:
+        return psycopg.connect(
+            parts._replace(scheme="postgresql").geturl(), autocommit=True, connect_timeout=5,
+            password=unquote(parts.password) if parts.password else None,
+        )
+    except psycopg.Error as error:
+        raise Unreadable(f"the database: {' '.join(str(error).split())}") from error
+
+
+def latest_run(reader: Reader, run_id: str | None = None) -> dict[str, Any] | None:
+    """The run named, else the unfinished one that was created last, else the last one."""
+    if run_id is not None:
+        return reader.one("SELECT * FROM run WHERE id = ?", [run_id])
+    order = "ORDER BY created_at DESC, id DESC LIMIT 1"
+    return (reader.one(f"SELECT * FROM run WHERE state <> 'completed' {order}")
+            or reader.one(f"SELECT * FROM run {order}"))
