@@ -19,7 +19,6 @@ from so8t_fsm.child import EXIT_DONE, EXIT_STOPPED
 ENVIRONMENT = {
     # Nothing leaves the machine on its own account.
     "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "DISABLE_TELEMETRY": "1", "WANDB_MODE": "disabled",
-    "HF_HUB_DISABLE_IMPLICIT_TOKEN": "0",
     # The same bytes whenever it runs.
     "PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1", "MPLBACKEND": "Agg",
     "TOKENIZERS_PARALLELISM": "false", "CUBLAS_WORKSPACE_CONFIG": ":4096:8",

@@ -1,4 +1,4 @@
-"""Processes, signals and places on this computer: the only file, with :mod:`so8t_fsm.host_windows`, that knows them.
+"""Processes and places on this computer; with :mod:`so8t_fsm.stopping` the only file that knows the system below.
 
 A step's child is started in a group of its own with three pipes: *control* to it (its end is the parent's death),
 *log* from it (stdout and stderr) and *records* from it (what it says to the machine).  It dies with its parent, and
@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import functools
 import os
-import queue
 import signal
 import subprocess
 import sys
@@ -32,9 +31,9 @@ PARENT = "SO8T_PARENT"
 """The parent's pid.  It stays in the environment: by it, left-over grandchildren are known to be ours."""
 
 NETWORK_FILE_SYSTEMS = frozenset({
-    "9p", "afpfs", "afs", "beegfs", "ceph", "cifs", "davfs", "fuse.davfs2", "fuse.gvfsd-fuse", "fuse.rclone", "fuse.s3fs",
-    "fuse.sshfs", "glusterfs", "fuse.glusterfs", "lustre", "ncpfs", "nfs", "nfs4", "prl_fs", "smb2", "smb3", "smbfs",
-    "vboxsf", "webdav",
+    "9p", "afpfs", "afs", "beegfs", "ceph", "cifs", "davfs", "fuse.davfs2", "fuse.glusterfs", "fuse.gvfsd-fuse",
+    "fuse.rclone", "fuse.s3fs", "fuse.sshfs", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4", "prl_fs", "smb2", "smb3",
+    "smbfs", "vboxsf", "webdav",
 })
 """File systems on which SQLite's locks or shared memory do not hold (9p: Windows drives below /mnt in WSL 2)."""
 
@@ -282,8 +281,7 @@ def adopt_parent() -> tuple[IO[bytes], IO[bytes]]:
     number = os.environ.pop(RECORD_FD, None)
     if number is None:
         raise RuntimeError(f"{RECORD_FD} is not set: only the machine starts this process")
-    if sys.platform == "linux":
-        _die_with_parent(int(os.environ[PARENT]))
+    _die_with_parent(int(os.environ[PARENT]))
     control = os.dup(0)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0, inheritable=True)
@@ -299,94 +297,17 @@ def adopt_parent() -> tuple[IO[bytes], IO[bytes]]:
 
 
 def _die_with_parent(parent: int) -> None:
-    """Ask Linux for SIGKILL when the parent dies, then look whether it died before we asked."""
+    """Ask Linux for SIGKILL when the parent dies, then look whether it died before we asked.
+
+    Windows has the Job object for it; on macOS the end of the control pipe must do.
+    """
+    if sys.platform != "linux":
+        return
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent:
         os._exit(1)
-
-
-# Being asked to stop ------------------------------------------------------------------------------------------------
-
-
-class StopSignals:
-    """While entered, requests to stop are noted instead of ending the process.
-
-    Attributes:
-        requested: why to stop, as ``SIGTERM``, ``CTRL_CLOSE_EVENT`` or ``Windows is shutting down``; None: not asked.
-        count: how often it was asked; at the second Ctrl+C a person means *now*.
-        saved: the main loop sets it when all is safe.  Windows then lets the process end without waiting longer.
-
-    Enter it in the main thread: elsewhere Python cannot take signals, and only the Windows events are noted.
-    """
-
-    def __init__(self, wake: Callable[[], None] | None = None) -> None:
-        """``wake`` is called at each request, inside a signal handler: it must be reentrant (``SimpleQueue.put``)."""
-        self.requested: str | None = None
-        self.count = 0
-        self.saved = threading.Event()
-        # Not an Event: setting one in a signal handler deadlocks when the main thread is just inside its lock.
-        self._requests: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._wake = wake
-        self._previous: dict[signal.Signals, Any] = {}
-        self._windows: list[Any] = []
-
-    def request(self, reason: str) -> None:
-        """Note one request to stop; also for requests from elsewhere, as a row in the database."""
-        self.requested = self.requested or reason
-        self.count += 1
-        self._requests.put(reason)
-        if self._wake is not None:
-            self._wake()
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Sleep until the next request, at most ``timeout`` seconds.  True when there was one since the last call."""
-        try:
-            self._requests.get(timeout=timeout)
-            while True:
-                self._requests.get_nowait()
-                timeout = 0
-        except queue.Empty:
-            return timeout == 0
-
-    def __enter__(self) -> StopSignals:
-        if sys.platform == "win32":
-            self._windows = [host_windows.ConsoleEvents(self.request, self.saved),
-                             host_windows.SessionWindow(self.request, self.saved)]
-            for listener in self._windows:
-                listener.start()
-        elif threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                # Under nohup, or in a script's background, the signal is already ignored and shall remain so.
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._previous[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.saved.set()
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        for listener in self._windows:
-            listener.stop()
-        self._previous, self._windows = {}, []
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.request(signal.Signals(number).name)
-
-
-@contextlib.contextmanager
-def keep_awake() -> Iterator[None]:
-    """Keep Windows from going to sleep meanwhile; call it in the thread that lives.  Elsewhere nothing is done."""
-    if sys.platform == "win32":
-        host_windows.keep_awake(True)
-    try:
-        yield
-    finally:
-        if sys.platform == "win32":
-            host_windows.keep_awake(False)
 
 
 # Places -------------------------------------------------------------------------------------------------------------

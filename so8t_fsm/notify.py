@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import threading
 import time
 import urllib.parse
@@ -56,6 +57,11 @@ def notify(
     for failure in failures:
         log.warning("%s", failure)
     return failures
+
+
+def desktop_url() -> str:
+    """The apprise URL of this computer's own desktop; it fails softly where apprise's extra for it is missing."""
+    return {"win32": "windows://", "darwin": "macosx://"}.get(sys.platform, "dbus://")
 
 
 def redact(text: str, url: str) -> str:

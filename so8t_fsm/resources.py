@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 Kind = Literal["disk", "ram", "vram", "network"]
 
 CONNECT_SECONDS = 5.0
+PROBE_CONNECT_SECONDS = 2.0
+"""Shorter: while a step runs its loop has more to do than to wait for a network."""
 MIN_FREE_INODES = 1_000
 """A full inode table refuses new files with the same ENOSPC as a full disk; one step writes a few hundred files."""
 
@@ -88,7 +90,9 @@ def check(needs: Needs, limits: Limits | None = None, *, connect_seconds: float 
     return findings
 
 
-def probe(needs: Needs, limits: Limits | None = None, *, connect_seconds: float = CONNECT_SECONDS) -> list[Finding]:
+def probe(
+    needs: Needs, limits: Limits | None = None, *, connect_seconds: float = PROBE_CONNECT_SECONDS
+) -> list[Finding]:
     """The same while the step runs: only the floors count, since it has already taken part of what it asked for.
 
     Raises:

@@ -8,7 +8,7 @@ import logging
 import logging.handlers
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +88,13 @@ def _resume(store: Store, home: Path, wish: Wish, reporter: Reporter) -> int:
     with host.StopSignals() as signals:
         # The configuration is read before anything is created, so that a typo leaves no trace.
         existing = _existing(store, wish)
+        loaded = _load(home, wish, existing, reporter)
         if existing is not None and existing.state == "completed":
-            reporter.say(f"run {existing.id} is completed; nothing to do")
-            return EXIT_OK
-        loaded = _load(home, wish, existing)
-        if existing is None and loaded is None and wish.rerun is None:
-            raise Unusable(f"no run is unfinished and there is no {DEFAULT_CONFIG}; give --config FILE")
+            again = _again(store, home, existing, loaded, reporter)
+            if again is None:
+                reporter.say(f"run {existing.id} is completed; nothing to do")
+                return EXIT_OK
+            wish, existing = replace(wish, rerun=(existing.id, again)), None
         known = loaded or (_snapshot(existing) if existing else None)
         seconds = known.automation.lease_seconds if known else LEASE_SECONDS
         try:
@@ -137,14 +138,32 @@ def _existing(store: Store, wish: Wish) -> Run | None:
     return unfinished
 
 
-def _load(home: Path, wish: Wish, existing: Run | None) -> config.Config | None:
+def _load(home: Path, wish: Wish, existing: Run | None, reporter: Reporter) -> config.Config | None:
     """The configuration as the files are now; for an existing run whose file is gone, None."""
-    path = wish.config or (Path(existing.config_path) if existing and existing.config_path else None)
-    if path is None and wish.rerun is None:
-        path = home / DEFAULT_CONFIG
-    if path is None or (existing is not None and not path.exists()):
+    if existing is not None:
+        own = Path(existing.config_path) if existing.config_path else None
+        if wish.config is not None and wish.config != own and not wish.run:
+            reporter.say(f"run {existing.id} from {own} is unfinished and goes on; `--new` starts one from {wish.config}")
+        if own is None or (not own.exists() and wish.config != own):
+            return None
+        return config.load(own, registry.sections, sets=wish.sets, home=home)
+    if wish.rerun is not None and wish.config is None:
         return None
-    return config.load(path, registry.sections, sets=wish.sets, home=home)
+    return config.load(wish.config or home / DEFAULT_CONFIG, registry.sections, sets=wish.sets, home=home)
+
+
+def _again(store: Store, home: Path, existing: Run, loaded: config.Config | None, reporter: Reporter) -> str | None:
+    """The step from which a completed run is to be done again because its file has changed; None to leave it."""
+    if loaded is None:
+        return None
+    changed = runs.stale_steps(existing, commits_module.Commits(store, home).live(existing.id), loaded.values)
+    for stale in changed:
+        reporter.say(f"the configuration has changed since; {stale}")
+    if changed and loaded.automation.on_config_change == "rerun":
+        return changed[0].step
+    if changed:
+        reporter.say(f"`so8t rerun --from {changed[0].step}` starts a run with the new settings")
+    return None
 
 
 def _snapshot(run: Run) -> config.Config:
@@ -188,7 +207,7 @@ class _Resumption:
         commits = commits_module.Commits(self.store, self.home)
         self._close_cut_off_attempts()
         changed = self._report_changes(commits)
-        if changed and snapshot.automation.on_config_change == "rerun" and self.run.rev > 0:
+        if changed and self.loaded is not None and self.loaded.automation.on_config_change == "rerun":
             return self._rerun(changed)
         if not self._let_in():
             return EXIT_PERSON if self.run.state == "needs_attention" else EXIT_STOPPED
@@ -259,7 +278,7 @@ class _Resumption:
     def _rerun(self, changed: list[runs.Stale]) -> int:
         """`automation.on_config_change: rerun`: this run is left as it is, a new one reuses what is still right."""
         assert self.loaded is not None
-        first = next(step for step in self.run.steps if step in {s.step for s in changed})
+        first = changed[0].step
         if self.run.state not in ("completed", "paused"):
             self._move(plan(self.run.state, "pause", self._facts()), "superseded: its configuration changed", operator())
         fresh = runs.create(self.store, self.loaded, self.run.config_path, parent=self.run.id,

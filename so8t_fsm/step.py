@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from so8t_fsm import artifacts
+from so8t_fsm import artifacts as artifacts
 
 MiB = 1 << 20
 GiB = 1 << 30

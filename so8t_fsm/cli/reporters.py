@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
@@ -27,11 +27,17 @@ def reporter(as_json: bool) -> Iterator[Reporter]:
         yield PlainLines()
 
 
+def tell(line: str) -> None:
+    """Print a line.  A terminal that was closed, or a pipe whose reader left, must not end a run of days."""
+    with suppress(OSError, ValueError):
+        click.echo(line)
+
+
 class JsonLines:
     """One JSON object a line, for programs."""
 
     def _emit(self, **fact: Any) -> None:
-        click.echo(json.dumps({"at": round(time.time(), 3), **fact}, ensure_ascii=False, default=str))
+        tell(json.dumps({"at": round(time.time(), 3), **fact}, ensure_ascii=False, default=str))
 
     def say(self, message: str) -> None:
         self._emit(event="message", message=message)
@@ -51,7 +57,7 @@ class PlainLines:
         self._told: tuple[str, int] = ("", 0)
 
     def say(self, message: str) -> None:
-        click.echo(f"{time.strftime('%H:%M:%S')} {message}")
+        tell(f"{time.strftime('%H:%M:%S')} {message}")
 
     def entered(self, run: Run, reason: str) -> None:
         self.say(f"{run.state:<21} {reason}")
@@ -98,7 +104,8 @@ class Terminal:
     def say(self, message: str) -> None:
         from rich.markup import escape
 
-        self._bars.console.print(f"[dim]{time.strftime('%H:%M:%S')}[/] {escape(message)}")
+        with suppress(OSError):
+            self._bars.console.print(f"[dim]{time.strftime('%H:%M:%S')}[/] {escape(message)}")
 
     def entered(self, run: Run, reason: str) -> None:
         from rich.markup import escape

@@ -1,0 +1,272 @@
+"""What the tests of the machine share: a home with toy steps, the real command line, and two real databases."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from so8t_fsm import artifacts, views
+from so8t_fsm.commits import Artifact, Commits
+from so8t_fsm.statedir import open_state
+from so8t_fsm.store import Run, Store
+
+ROOT = Path(__file__).resolve().parent.parent
+TOYS = ROOT / "tests" / "toy"
+TRAIN = ("toy_collect", "toy_preprocess", "toy_train")
+"""The shortest pipeline that trains; the machine passes through the states that no step works in."""
+ALL = (
+    "toy_collect", "toy_extra", "toy_preprocess", "toy_train", "toy_integrate", "toy_evaluate", "toy_upload",
+    "toy_cleanup",
+)
+CLI = (sys.executable, "-c", "from so8t_fsm.cli import main; main()")
+
+Document = Mapping[str, Mapping[str, Any]]
+
+
+def child_environment(**extra: str) -> dict[str, str]:
+    """This process's environment with the toys installed and nothing of the developer's own so8t in it."""
+    clean = {k: v for k, v in os.environ.items() if not k.upper().startswith("SO8T")}
+    # COLUMNS: rich must not wrap a line that a test reads.
+    return clean | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(TOYS))), "PYTHONUTF8": "1", "COLUMNS": "200"} | extra
+
+
+@dataclass
+class Home:
+    """A home directory and the command line to drive it with."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "configs" / "toy.yaml"
+
+    @property
+    def database(self) -> Path:
+        return self.path / "state" / "so8t.db"
+
+    def configure(self, steps: tuple[str, ...] = TRAIN, **sections: Mapping[str, Any]) -> Home:
+        """Write ``configs/toy.yaml`` (JSON is YAML): quick back-off, small floors, and what ``sections`` adds."""
+        base: dict[str, dict[str, Any]] = {
+            "automation": {"steps": list(steps), "backoff": {"initial": "10ms", "max": "50ms"}},
+            "resources": {"min_free_disk": "64KB", "min_ram": "1MB", "poll_interval": "100ms"},
+        }
+        for name, values in sections.items():
+            base.setdefault(name, {}).update(values)
+        self.config.parent.mkdir(parents=True, exist_ok=True)
+        self.config.write_text(json.dumps(base, indent=1), encoding="utf-8")
+        return self
+
+    def start(self, *args: str | Path, **env: str) -> subprocess.Popen[str]:
+        """The command line in a process of its own."""
+        return subprocess.Popen(
+            [*CLI, "--home", str(self.path), *map(str, args)], env=child_environment(**env), cwd=self.path,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
+        )
+
+    def so8t(
+        self, *args: str | Path, expect: int | None = 0, text: str = "", timeout: float = 60, **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the command line to its end, with ``text`` typed into it."""
+        process = self.start(*args, **env)
+        try:
+            out, err = process.communicate(text, timeout=timeout)
+        except BaseException:
+            process.kill()
+            raise
+        assert expect is None or process.returncode == expect, f"exit {process.returncode}\n{out}\n{err}"
+        return subprocess.CompletedProcess(args, process.returncode, out, err)
+
+    def resume(self, *args: str | Path, expect: int = 0, **env: str) -> str:
+        """``so8t resume``; returns what it printed."""
+        done = self.so8t("resume", *args, expect=expect, **env)
+        assert done.stderr == ""
+        return done.stdout
+
+    def begin(self, **env: str) -> str:
+        return self.resume("--config", self.config, **env)
+
+    @contextmanager
+    def store(self) -> Iterator[Store]:
+        store = open_state(self.path)
+        try:
+            yield store
+        finally:
+            store.close()
+
+    def run(self) -> Run:
+        with self.store() as store:
+            found = store.latest_run()
+        assert found is not None
+        return found
+
+    def picture(self) -> dict[str, Any]:
+        """What ``so8t state --json`` prints, without the process."""
+        with self.store() as store:
+            found = store.latest_run()
+            assert found is not None
+            return views.picture(store, found)
+
+    def history(self) -> list[dict[str, Any]]:
+        with self.store() as store:
+            return views.history(store, self.run().id)
+
+    def states(self) -> list[str]:
+        """The states the run went through, repetitions left out."""
+        names = [row["to_state"] for row in self.history()]
+        return [name for i, name in enumerate(names) if i == 0 or names[i - 1] != name]
+
+    def rows(self, table: sa.Table, step: str | None = None) -> list[dict[str, Any]]:
+        """Every row of a table, of one step if given."""
+        query = sa.select(table) if step is None else sa.select(table).where(table.c.step == step)
+        with self.store() as store, store.read() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+    def live(self) -> dict[str, Artifact]:
+        with self.store() as store:
+            return Commits(store, self.path).live(self.run().id)
+
+    def committed(self, step: str) -> Path:
+        """The directory of a step's live commit, verified."""
+        directory = self.path / "state" / self.live()[step].path
+        artifacts.verify(directory)
+        return directory
+
+    def identities(self) -> dict[str, str]:
+        """What every committed step made, as the hash of its reproducible files; each is verified on the way."""
+        return {name: artifacts.verify(self.path / "state" / row.path).identity for name, row in self.live().items()}
+
+    def copy(self, path: Path) -> Home:
+        """The same home somewhere else, as after a move of the disk; the run still knows where its file was."""
+        shutil.copytree(self.path, path)
+        return Home(path)
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
+    """Poll until ``condition`` gives something true."""
+    until = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < until, f"waited {seconds:g} s for {what}"
+        time.sleep(0.05)
+    return found
+
+
+def finish(process: subprocess.Popen[str], expect: int, seconds: float = 30.0) -> str:
+    """Wait for a process that was started earlier.  Returns what it printed."""
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except BaseException:
+        process.kill()
+        raise
+    assert process.returncode == expect, f"exit {process.returncode}\n{out}\n{err}"
+    return out
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    """An empty home with a toy configuration."""
+    return Home(tmp_path / "home").configure()
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """A home whose run of all toy steps was never disturbed: what every disturbed one must equal.  Copy, don't touch."""
+    made = Home(tmp_path_factory.mktemp("reference")).configure(ALL)
+    made.begin()
+    return made
+
+
+@pytest.fixture(scope="session")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """A home whose run was stopped in mid-training, with five checkpoints.  Copy it, don't touch it."""
+    made = Home(tmp_path_factory.mktemp("stopped"))
+    # Round 13 fails for good, so the run waits for a person there: no timing is involved.
+    made.configure(toy={"every_checkpoint": True, "fault": "exception", "fault_after": 13},
+                   automation={"max_attempts_without_progress": 1})
+    made.resume("--config", made.config, expect=78)
+    return made
+
+
+# PostgreSQL ---------------------------------------------------------------------------------------------------------
+
+
+def _postgres_programs() -> Path | None:
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda p: int(p.parts[-3]))
+    on_path = shutil.which("initdb")
+    program = found[-1] if found else Path(on_path) if on_path else None
+    return program.resolve().parent if program and program.with_name("pg_ctl").exists() else None
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """A PostgreSQL server of our own, on a socket in a temporary directory.  Gives the URL of an empty database."""
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
+    programs = _postgres_programs()
+    if programs is None:
+        pytest.skip("no PostgreSQL server programs (initdb, pg_ctl) here")
+    place = Path(tempfile.mkdtemp(prefix="so8t-pg-"))
+    user: dict[str, Any] = {}
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        # The server refuses to run as root.
+        user = {"user": "nobody", "group": 65534, "extra_groups": []}
+        shutil.chown(place, "nobody")
+
+    def program(*args: str) -> None:
+        done = subprocess.run([str(programs / args[0]), *args[1:]], cwd=place, capture_output=True, text=True, **user)
+        if done.returncode != 0:
+            raise RuntimeError(f"{args[0]}: {done.stdout}{done.stderr}")
+
+    data = str(place / "data")
+    try:
+        program("initdb", "-D", data, "-U", "so8t", "-A", "trust", "-E", "UTF8", "--no-sync")
+        # The log file must not be a pipe: pg_ctl would keep it open and subprocess wait for its end.
+        options = f"-k {place} -c listen_addresses='' -c fsync=off"
+        program("pg_ctl", "-D", data, "-l", str(place / "server.log"), "-w", "-o", options, "start")
+    except (RuntimeError, OSError) as error:
+        shutil.rmtree(place, ignore_errors=True)
+        pytest.skip(f"PostgreSQL can't be started here: {' '.join(str(error).split())[:300]}")
+    try:
+        yield f"postgresql+psycopg://so8t@/postgres?host={place}"
+    finally:
+        program("pg_ctl", "-D", data, "-m", "immediate", "stop")
+        shutil.rmtree(place, ignore_errors=True)
+
+
+@pytest.fixture
+def postgres_url(postgres: str) -> str:
+    """A URL of the server with nothing in it."""
+    engine = sa.create_engine(postgres)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP SCHEMA public CASCADE")
+        connection.exec_driver_sql("CREATE SCHEMA public")
+    engine.dispose()
+    return postgres
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database: an SQLite file, then PostgreSQL."""
+    if request.param == "sqlite":
+        return sa.URL.create("sqlite", database=str(tmp_path / "so8t.db")).render_as_string()
+    url: str = request.getfixturevalue("postgres_url")
+    return url
+
+
+@pytest.fixture
+def store(database: str, tmp_path: Path) -> Iterator[Store]:
+    """An open store with the schema in it, on SQLite and on PostgreSQL."""
+    opened = open_state(tmp_path, database)
+    yield opened
+    opened.close()
