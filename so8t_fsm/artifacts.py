@@ -109,6 +109,17 @@ def fsync_dir(path: Path) -> None:
         os.close(fd)
 
 
+def make_durable(directory: Path, root: Path) -> None:
+    """Make a directory and those above it, and flush the names of all of them that are below ``root``.
+
+    A file may be flushed and yet be gone after a power cut, together with the directory that nobody flushed the name of.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    while directory != root and directory != directory.parent:
+        directory = directory.parent
+        fsync_dir(directory)
+
+
 def walk_files(directory: Path) -> Iterator[Path]:
     """Every regular file below, in a fixed order, the manifest excluded.  Links and devices are refused."""
     for path in sorted(directory.rglob("*")):

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from html import escape
-from textwrap import wrap
 
 from so8t_fsm.states import FAILURES, GUARDS, PERSON, STATES, WAITING, WORKING, edges
 
@@ -19,26 +18,27 @@ FAIL = "fail_…"
 MEANINGS: Mapping[str, str] = {
     "start": "A run begins.",
     "begin": "An attempt of the state's step starts, in a child process of its own.",
-    "advance": "The step's result is committed: on to the next state, after the last one to completed.",
-    "next_step": "The same where the following step works in the same state (a step of your own package).",
-    "interrupt": "A signal, an operator or a reboot stopped the work; so8t resume goes on from here.",
+    "advance": "The step's result is committed: on to the next state.",
+    "next_step": "The same, where the following step works in the same state.",
+    "interrupt": "A signal, a person or a reboot stopped it; so8t resume goes on.",
     "wait": "The step can't start yet.",
     "resources_ready": "What was missing is there.",
-    FAIL: "The attempt failed. The state's name says how; the run remembers the step it interrupted.",
+    FAIL: "The attempt failed; the name says how. The run remembers its step.",
     "back_off": "The step will be tried again: wait first, each time longer.",
     "retry": "The wait is over.",
-    "give_up": "The step is not tried again by itself: a person is asked, and told where they chose to be.",
+    "give_up": "No try is left: a person is asked, and notified if they set that up.",
     "pause": "so8t pause: the step saves a checkpoint, and the run stays where it is.",
     "resume": "so8t resume after a pause; so8t resume --retry once the cause is mended.",
-    "roll_back": "A committed result does not verify: back to the step that made it, from wherever the run is.",
+    "roll_back": "A committed result does not verify: back to the step that made it.",
 }
-FORCED = "By hand: so8t force-transition goes to any state, names what it overrides, and keeps the reason in the history; " \
-         "completed is never left."
+FORCED = ("By hand: so8t force-transition goes to any state, names what it overrides, and keeps the reason; "
+          "completed is never left.")
 
 JAPANESE: Mapping[str, str] = {
     "idle": "開始前", "collecting": "収集", "preprocessing": "前処理", "training": "学習", "integrating": "統合",
     "evaluating": "評価", "uploading": "公開", "cleaning_up": "後片付け", "completed": "完了",
-    "waiting_for_resources": "リソース待ち", "backing_off": "再試行待ち", "paused": "一時停止", "needs_attention": "人の対応待ち",
+    "waiting_for_resources": "リソース待ち", "backing_off": "再試行待ち",
+    "paused": "一時停止", "needs_attention": "人の対応待ち",
 }
 
 
@@ -129,7 +129,7 @@ def mermaid(current: str | None) -> str:
     lines = ["flowchart LR", '  idle(["idle"])', *_subgraph("working", WORKING), '  completed(["completed"])']
     lines += _subgraph("failures", FAILURES)
     lines += [f'  {state}["{state}"]' for state in (*WAITING, *PERSON)]
-    lines += [f'  {source} -- "{" ".join(letters)}" --> {dest}' for (source, dest), letters in collapsed().items()
+    lines += [f'  {source} -- "{_named(letters)}" --> {dest}' for (source, dest), letters in collapsed().items()
               if dest not in (source, "earlier")]
     lines += [
         "  classDef failure fill:#fee2e2,stroke:#dc2626,color:#7f1d1d", f"  class {','.join(FAILURES)} failure",
@@ -139,7 +139,7 @@ def mermaid(current: str | None) -> str:
     if current is not None:
         lines += ["  classDef current fill:#0ea5e9,stroke:#0369a1,stroke-width:4px,color:#ffffff",
                   f"  class {current} current"]
-    lines += [f"  %% {source}: {' '.join(letters)} {'to an earlier one' if dest == 'earlier' else 'to itself'}"
+    lines += [f"  %% {source}, {'to an earlier one' if dest == 'earlier' else 'to itself'}: {_named(letters)}"
               for (source, dest), letters in collapsed().items() if dest in (source, "earlier")]
     lines += [f"  %% {entry.letter}  {', '.join(entry.triggers)}: {entry.meaning}"
               + (f" Only if {'; '.join(entry.guards)}." if entry.guards else "") for entry in legend()]
@@ -147,17 +147,22 @@ def mermaid(current: str | None) -> str:
 
 
 def _subgraph(name: str, members: tuple[str, ...]) -> list[str]:
-    own = {dest: " ".join(letters) for (source, dest), letters in collapsed().items() if source == name}
-    title = name + (f" — {own[name]}: each to itself" if name in own else "") \
-        + (f", {own['earlier']}: to an earlier one" if "earlier" in own else "")
+    own = {dest: _named(letters) for (source, dest), letters in collapsed().items() if source == name}
+    title = name + (f" — each to itself: {own[name]}" if name in own else "") \
+        + (f" — to an earlier one: {own['earlier']}" if "earlier" in own else "")
     return [f'  subgraph {name}["{title}"]', "    direction LR", *(f'    {m}["{m}"]' for m in members), "  end"]
+
+
+def _named(letters: str) -> str:
+    names = {entry.letter: entry.name for entry in legend()}
+    return ", ".join(f"{letter} {names[letter]}" for letter in letters)
 
 
 # SVG ----------------------------------------------------------------------------------------------------------------
 
-WIDTH = 1240
+WIDTH = 1254
 CELL, GAP, ROW = 112, 26, 150
-LEGEND_TOP, LEGEND_ROW = 752, 64
+LEGEND_TOP, LEGEND_ROW = 756, 60
 
 Box = tuple[int, int, int, int]
 
@@ -167,14 +172,14 @@ def _boxes() -> dict[str, Box]:
     found = {state: (150 + i * (CELL + GAP), ROW, CELL, 58) for i, state in enumerate(WORKING)}
     found |= {state: (460 + (i % 2) * 166, 372 + (i // 2) * 33, 156, 26) for i, state in enumerate(FAILURES)}
     return found | {
-        "idle": (18, ROW + 8, 82, 42), "completed": (1140, ROW + 8, 82, 42),
+        "idle": (18, ROW + 8, 82, 42), "completed": (1140, ROW + 8, 96, 42),
         "waiting_for_resources": (172, 346, 178, 56), "backing_off": (172, 482, 178, 56),
         "needs_attention": (868, 426, 150, 56), "paused": (90, 656, 1020, 50),
     }
 
 
 def _routes() -> dict[tuple[str, str], tuple[str, str, tuple[int, int], str]]:
-    """How each collapsed edge runs: its kind, its path, where its letters are, and ``v`` or ``h`` for their direction."""
+    """How each collapsed edge runs: its kind, its path, where its letters are, and their direction."""
     row = (*WORKING, "completed")
     middle = ROW + 29
     steps = {
@@ -185,14 +190,14 @@ def _routes() -> dict[tuple[str, str], tuple[str, str, tuple[int, int], str]]:
     }
     return steps | {
         ("idle", "collecting"): ("go", f"M102 {middle}H146", (117, middle - 18), "h"),
-        ("working", "working"): ("go", "M1030 102c0 -44 -54 -44 -54 -4", (985, 62), "h"),
-        ("working", "earlier"): ("back", "M860 102c-16 -50 -224 -50 -240 -5", (740, 64), "h"),
+        ("working", "working"): ("go", "M1066 102c-8 -44 -104 -44 -112 -5", (1010, 70), "h"),
+        ("working", "earlier"): ("back", "M880 102c-16 -44 -224 -44 -240 -5", (760, 69), "h"),
         ("working", "waiting_for_resources"): ("wait", "M222 246V340", (222, 288), "v"),
         ("waiting_for_resources", "working"): ("wait", "M300 346V252", (300, 288), "v"),
-        ("waiting_for_resources", "waiting_for_resources"): ("wait", "M172 356c-26 0 -26 18 -6 18", (144, 365), "h"),
-        ("waiting_for_resources", "paused"): ("person", "M172 390H120a12 12 0 0 0 -12 12V650", (108, 560), "v"),
+        ("waiting_for_resources", "waiting_for_resources"): ("wait", "M172 354c-40 0 -40 24 -6 24", (137, 366), "h"),
+        ("waiting_for_resources", "paused"): ("person", "M172 392H120a12 12 0 0 0 -12 12V650", (108, 560), "v"),
         ("backing_off", "working"): ("wait", "M350 500H384a12 12 0 0 0 12 -12V252", (396, 288), "v"),
-        ("backing_off", "backing_off"): ("wait", "M172 492c-26 0 -26 18 -6 18", (144, 501), "h"),
+        ("backing_off", "backing_off"): ("wait", "M172 498c-40 0 -40 24 -6 24", (137, 510), "h"),
         ("backing_off", "paused"): ("person", "M261 538V650", (261, 592), "v"),
         ("working", "failures"): ("fail", "M566 246V326", (566, 284), "v"),
         ("failures", "working"): ("back", "M678 332V252", (678, 288), "v"),
@@ -221,8 +226,8 @@ def _style() -> str:
                 f".badge{{fill:{page}}}.halo{{fill:{halo};stroke:{halo}}}{kinds}")
     light = rules(0, "#ffffff", "#cbd5e1", "#0f172a", "#64748b", "#38bdf8")
     dark = rules(1, "#0d1420", "#3b475a", "#e8eef6", "#93a1b5", "#0ea5e9")
-    return ("text{font-family:system-ui,-apple-system,'Segoe UI','Yu Gothic UI','Hiragino Sans','Noto Sans CJK JP',sans-serif;"
-            "font-size:13px}.m{font-family:ui-monospace,'Cascadia Mono',Consolas,'DejaVu Sans Mono',monospace;font-size:12px}"
+    return ("text{font:13px system-ui,'Segoe UI','Yu Gothic UI','Hiragino Sans','Noto Sans CJK JP',sans-serif}"
+            ".m{font:12px ui-monospace,'Cascadia Mono',Consolas,'DejaVu Sans Mono',monospace}"
             ".b{font-weight:600}.s{font-size:11px}.c{text-anchor:middle}.edge{fill:none;stroke-width:1.8}"
             ".e-back{stroke-dasharray:5 4}.panel{stroke-dasharray:2 4}.node,.badge{stroke-width:1.4}"
             f".halo{{opacity:.45;stroke-width:10}}{light}@media (prefers-color-scheme:dark){{{dark}}}")
@@ -235,6 +240,11 @@ def _kind(state: str) -> str:
 
 def _text(x: float, y: float, words: str, classes: str) -> str:
     return f'<text x="{x:g}" y="{y:g}" class="{classes}">{escape(words)}</text>'
+
+
+def _title(x: int, y: int, words: str, more: str) -> str:
+    return (f'<text x="{x}" y="{y}" class="b t">{escape(words)}<tspan dx="9" class="s d" style="font-weight:400">'
+            f'{escape(more)}</tspan></text>')
 
 
 def _badge(x: float, y: float, letter: str, kind: str) -> str:
@@ -271,7 +281,8 @@ def _edges() -> Iterator[str]:
 def _legend() -> Iterator[str]:
     entries = legend()
     half = (len(entries) + 1) // 2
-    kinds = {letter: _routes()[pair][0] for pair, letters in collapsed().items() for letter in letters}
+    pairs = sorted(collapsed(), key=lambda pair: pair[0] == "working")  # what leaves the row gives a letter its colour
+    kinds = {letter: _routes()[pair][0] for pair in pairs for letter in collapsed()[pair]}
     for i, entry in enumerate(entries):
         x, y = 30 + (i // half) * 606, LEGEND_TOP + (i % half) * LEGEND_ROW
         yield _badge(x + 6, y, entry.letter, kinds[entry.letter])
@@ -309,12 +320,12 @@ def svg(current: str | None) -> str:
         '<text x="30" y="44" class="t b" style="font-size:20px">The states of a run</text>',
         _text(30, 66, f"{len(STATES)} states, {len(edges())} edges · 実行の状態と遷移", "d"),
         '<rect x="130" y="104" width="980" height="140" rx="16" class="panel"/>',
-        _text(150, 130, "working", "b t"), _text(206, 130, "an edge of this frame holds for each state in it · 作業中", "s d"),
-        _text(1044, 66, "each to itself", "s d"), _text(868, 68, "to an earlier one", "s d"),
+        _title(150, 130, "working", "an edge of this frame holds for each state in it · 作業中"),
+        _text(1010, 97, "each to itself", "c s d"), _text(760, 97, "to an earlier one", "c s d"),
         '<rect x="442" y="334" width="358" height="246" rx="16" class="panel"/>',
-        _text(460, 358, "failed", "b t"), _text(504, 358, "and remembers the step · 失敗", "s d"),
+        _title(460, 358, "failed", "and remembers the step · 失敗"),
         *_edges(), *_nodes(current), *_legend(),
-        *(_text(30, foot + 6 + 16 * i, line, "s d") for i, line in enumerate(wrap(FORCED, 190))),
+        _text(30, foot + 6, FORCED, "s d"),
         "</svg>",
     ]
     return "\n".join(parts) + "\n"

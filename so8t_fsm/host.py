@@ -16,10 +16,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import IO, Any
+
+from so8t_fsm.stopping import StopSignals as StopSignals
+from so8t_fsm.stopping import keep_awake as keep_awake
 
 if sys.platform == "win32":
     import msvcrt
@@ -170,10 +172,17 @@ class Child:
         self._signal_group("SIGKILL")
 
     def close(self) -> None:
-        """Close the pipes; what is not read is lost."""
-        for stream in (self.control, self.log, self.records):
-            with contextlib.suppress(OSError):
-                stream.close()
+        """Close the pipes; what is not read is lost.
+
+        A process that left the group may hold the log open, and a thread that reads it then holds its lock: such a
+        pipe is left to that thread.
+        """
+        closers = [threading.Thread(target=_close, args=(stream,), name="so8t-close", daemon=True)
+                   for stream in (self.control, self.log, self.records)]
+        for closer in closers:
+            closer.start()
+        for closer in closers:
+            closer.join(0.5)
 
     def _ended(self) -> bool:
         """Has it ended?  Looks without reaping where the system can."""
@@ -192,6 +201,11 @@ class Child:
         else:
             with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: EPERM for a group of zombies
                 os.killpg(self.pid, signal.Signals[name])
+
+
+def _close(stream: IO[bytes]) -> None:
+    with contextlib.suppress(OSError):  # unsent words to a child that is gone
+        stream.close()
 
 
 def spawn(argv: Sequence[str], env: Mapping[str, str], cwd: Path) -> Child:

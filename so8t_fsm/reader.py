@@ -95,9 +95,10 @@ def _postgresql(url: str) -> Any:
 
 
 def latest_run(reader: Reader, run_id: str | None = None) -> dict[str, Any] | None:
-    """The run named, else the unfinished one that was created last, else the last one."""
+    """The run named, else the unfinished one that was created last and no rerun has replaced, else the last one."""
     if run_id is not None:
         return reader.one("SELECT * FROM run WHERE id = ?", [run_id])
     order = "ORDER BY created_at DESC, id DESC LIMIT 1"
-    return (reader.one(f"SELECT * FROM run WHERE state <> 'completed' {order}")
+    replaced = "SELECT parent FROM run WHERE parent IS NOT NULL"
+    return (reader.one(f"SELECT * FROM run WHERE state <> 'completed' AND id NOT IN ({replaced}) {order}")
             or reader.one(f"SELECT * FROM run {order}"))

@@ -268,10 +268,10 @@ class _Resumption:
         for stale in changed:
             self.reporter.say(f"the configuration has changed since; {stale}")
         pending = config.diff(self.run.config["values"], self.loaded.values)
-        if changed:
+        if changed and self.loaded.automation.on_config_change == "keep":
             self.reporter.say("kept: this run goes on with the settings it started with "
                               f"(`so8t rerun --from {changed[0].step}` starts one with the new ones)")
-        elif pending and self.run.rev > 0:
+        elif pending and not changed and self.run.rev > 0:
             self.reporter.say("the configuration has changed since; this run keeps: " + ", ".join(str(c) for c in pending))
         return changed
 
@@ -279,7 +279,7 @@ class _Resumption:
         """`automation.on_config_change: rerun`: this run is left as it is, a new one reuses what is still right."""
         assert self.loaded is not None
         first = changed[0].step
-        if self.run.state not in ("completed", "paused"):
+        if self.run.state not in ("completed", "paused", "needs_attention"):
             self._move(plan(self.run.state, "pause", self._facts()), "superseded: its configuration changed", operator())
         fresh = runs.create(self.store, self.loaded, self.run.config_path, parent=self.run.id,
                             reuse={"run": self.run.id, "steps": runs.before(self.run.steps, first)})

@@ -15,6 +15,7 @@ from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 
 from so8t_fsm import artifacts, host, schema
 from so8t_fsm.reader import database_url
+from so8t_fsm.resources import existing_parent
 from so8t_fsm.schema import lease as lease_table
 from so8t_fsm.store import StateUnusable, Store, is_damage, is_full, one_line
 
@@ -85,7 +86,7 @@ def _prepare_directory(path: Path) -> None:
             "use --home on a local disk, or SO8T_DATABASE with PostgreSQL"
         )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        artifacts.make_durable(path.parent, existing_parent(path.parent.parent) or path.parent)
     except OSError as error:
         raise StateUnusable(f"{path.parent}: {error.strerror}; use --home where you may write") from error
 
@@ -140,7 +141,7 @@ def backup(store: Store) -> Path | None:
     if not store.sqlite or not store.url.database:
         return None
     folder = Path(store.url.database).parent / "backups"
-    folder.mkdir(parents=True, exist_ok=True)
+    artifacts.make_durable(folder, folder.parent)
     numbers = [int(p.stem.split("-")[1]) for p in folder.glob("so8t-*.db") if p.stem.split("-")[1].isdigit()]
     final = folder / f"so8t-{max(numbers, default=0) + 1:08d}.db"
     temporary = folder / f".{final.name}.tmp"

@@ -49,11 +49,11 @@ class StopSignals:
         """Sleep until the next request, at most ``timeout`` seconds.  True when there was one since the last call."""
         try:
             self._requests.get(timeout=timeout)
-            while True:
-                self._requests.get_nowait()
-                timeout = 0
         except queue.Empty:
-            return timeout == 0
+            return False
+        while not self._requests.empty():
+            self._requests.get_nowait()
+        return True
 
     def __enter__(self) -> StopSignals:
         if sys.platform == "win32":

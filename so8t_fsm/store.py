@@ -120,10 +120,11 @@ class Store:
             return get_run(connection, run_id)
 
     def latest_run(self, unfinished: bool = False) -> Run | None:
-        """The run that was created last, or the last one that is not completed."""
+        """The run that was created last, or the last one that is neither completed nor replaced by a rerun."""
         query = sa.select(run).order_by(run.c.created_at.desc(), run.c.id.desc()).limit(1)
         if unfinished:
-            query = query.where(run.c.state != "completed")
+            replaced = sa.select(run.c.parent).where(run.c.parent.is_not(None))
+            query = query.where(run.c.state != "completed", run.c.id.not_in(replaced))
         with self.read() as connection:
             row = connection.execute(query).mappings().first()
         return Run(**row) if row else None
@@ -193,20 +194,22 @@ class Tx:
         self, run_id: str, step: str, n: int, path: str, identity: str, inputs: Mapping[str, str],
         settings: Mapping[str, Any], reused_from: str | None = None,
     ) -> None:
-        """Record a published directory as the step's only live commit; its checkpoints are pruned."""
-        self.connection.execute(
-            sa.update(artifact).where(artifact.c.run_id == run_id, artifact.c.step == step, artifact.c.status == "live")
-            .values(status="superseded")
-        )
+        """Record a published directory as the step's only live commit; its checkpoints are pruned.
+
+        Where it replaces a commit with other contents, checkpoints of later steps were made from those: they go too.
+        """
+        mine = sa.and_(artifact.c.run_id == run_id, artifact.c.step == step)
+        before = self.connection.execute(
+            sa.select(artifact.c.identity).where(mine).order_by(artifact.c.committed_at.desc()).limit(1)).scalar()
+        self.connection.execute(sa.update(artifact).where(mine, artifact.c.status == "live").values(status="superseded"))
         self.connection.execute(sa.insert(artifact).values(
             run_id=run_id, step=step, n=n, path=path, identity=identity, inputs=dict(inputs), settings=dict(settings),
             status="live", reused_from=reused_from, committed_at=now(),
         ))
-        self.connection.execute(
-            sa.update(checkpoint)
-            .where(checkpoint.c.run_id == run_id, checkpoint.c.step == step, checkpoint.c.status == "live")
-            .values(status="pruned")
-        )
+        outdated = sa.and_(checkpoint.c.run_id == run_id, checkpoint.c.status == "live")
+        if before in (None, identity):
+            outdated = sa.and_(outdated, checkpoint.c.step == step)
+        self.connection.execute(sa.update(checkpoint).where(outdated).values(status="pruned"))
 
     def add_checkpoint(
         self, run_id: str, step: str, n: int, attempt_n: int, path: str, identity: str, position: float,

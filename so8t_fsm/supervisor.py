@@ -234,6 +234,7 @@ class Supervisor:
         for directory in (out, scratch, checkpoints):
             directory.mkdir(parents=True, exist_ok=True)
         artifacts.fsync_dir(base)
+        artifacts.make_durable(base, self.commits.root)
         reason = f"{step.name}, attempt {n}" + (f", from checkpoint {found.n}" if found else "")
         self._move("begin", reason, also=lambda tx: tx.open_attempt(self.run, step.name, n), attempt=n)
         values = runs.effective(self.store, self.run)

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from so8t_fsm import artifacts, views
+from so8t_fsm import artifacts, schema
 from so8t_fsm.commits import Artifact, Commits
 from so8t_fsm.statedir import open_state
 from so8t_fsm.store import Run, Store
@@ -113,15 +113,14 @@ class Home:
         return found
 
     def picture(self) -> dict[str, Any]:
-        """What ``so8t state --json`` prints, without the process."""
-        with self.store() as store:
-            found = store.latest_run()
-            assert found is not None
-            return views.picture(store, found)
+        """What ``so8t state --json`` prints."""
+        found: dict[str, Any] = json.loads(self.so8t("state", "--json").stdout)
+        return found
 
     def history(self) -> list[dict[str, Any]]:
-        with self.store() as store:
-            return views.history(store, self.run().id)
+        """The last run's history, oldest first."""
+        run = self.run().id
+        return sorted((r for r in self.rows(schema.history) if r["run_id"] == run), key=lambda row: row["rev"])
 
     def states(self) -> list[str]:
         """The states the run went through, repetitions left out."""
@@ -149,9 +148,12 @@ class Home:
         return {name: artifacts.verify(self.path / "state" / row.path).identity for name, row in self.live().items()}
 
     def copy(self, path: Path) -> Home:
-        """The same home somewhere else, as after a move of the disk; the run still knows where its file was."""
+        """The same home somewhere else; its runs belong to the copy's own configuration."""
         shutil.copytree(self.path, path)
-        return Home(path)
+        copied = Home(path)
+        with copied.store() as store, store.write() as connection:
+            connection.execute(sa.update(schema.run).values(config_path=str(copied.config)))
+        return copied
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:

@@ -8,11 +8,9 @@ import os
 import re
 import subprocess
 import sys
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from email.message import Message
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -351,104 +349,3 @@ def test_the_step_modules_import_nothing_heavy() -> None:
     heavy = "torch transformers datasets huggingface_hub pandas numpy sklearn scipy matplotlib pyarrow PIL jinja2"
     loaded = child("import sys, so8t_ops.collect, so8t_ops.preprocess; print(*sys.modules)").split()
     assert not set(heavy.split()) & set(loaded)
-
-
-# --- the Hub --------------------------------------------------------------------------------------------------------
-
-LINES = [{"text": f"hub row number {n}", "label": n % 2} for n in range(60)]
-CARD = "---\nlicense: {}\ndataset_info:\n  features:\n  - name: text\n    dtype: string\n  - name: label\n" \
-       "    dtype:\n      class_label:\n        names:\n          '0': good\n          '1': bad\n---\n"
-
-
-class DatasetHub(BaseHTTPRequestHandler):
-    """Serves two data sets as the Hub does: ``o/mit`` and ``o/gpl``, which differ in the licence of their card."""
-
-    protocol_version = "HTTP/1.1"
-    asked: list[str] = []
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path = self.path.split("?")[0]
-        type(self).asked.append(path)
-        licence = "mit" if "o/mit" in path else "gpl-3.0"
-        files = {"README.md": CARD.format(licence).encode(),
-                 "data.jsonl": "".join(json.dumps(line) + "\n" for line in LINES).encode()}
-        base = f"/o/{'mit' if licence == 'mit' else 'gpl'}"
-        commit = "a" * 40
-        if path.startswith(f"/api/datasets{base}"):
-            entries = [{"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                       for name, data in files.items()]
-            if "/tree/" in path:
-                return self.reply(json.dumps(entries if path.endswith(commit) else []).encode())
-            info = {"id": base[1:], "sha": commit, "private": False, "gated": False, "tags": [f"license:{licence}"],
-                    "cardData": {"license": licence}, "siblings": [{"rfilename": name} for name in files]}
-            return self.reply(json.dumps(info).encode())
-        name = path.rpartition("/")[2]
-        if path.startswith(f"/datasets{base}/resolve/") and name in files:
-            tag = hashlib.sha1(files[name]).hexdigest()
-            return self.reply(files[name], {"X-Repo-Commit": commit, "ETag": f'"{tag}"', "Accept-Ranges": "bytes"})
-        return self.reply(b"{}", status=404)
-
-    def reply(self, body: bytes, headers: dict[str, str] | None = None, status: int = 200) -> None:
-        headers = dict(headers or {})
-        if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):
-            start, end = int(wanted[1]), int(wanted[2] or len(body) - 1)
-            headers["Content-Range"] = f"bytes {start}-{min(end, len(body) - 1)}/{len(body)}"
-            body, status = body[start:end + 1], 206
-        self.send_response(status)
-        for key, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        """Quiet."""
-
-
-@pytest.fixture
-def hub() -> Iterator[str]:
-    DatasetHub.asked.clear()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), DatasetHub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
-HUB_SCRIPT = """
-import json, sys
-from pathlib import Path
-from so8t_fsm.artifacts import Manifest
-from so8t_fsm.testing import run_step
-from so8t_ops.collect import Collect
-source = {"kind": "hub", "dataset": "o/mit", "label_map": {"good": "ALLOW", "bad": "DENY"}}
-config = {"data": {"shard_size": 7, "sources": [source, {"kind": "hub", "dataset": "o/gpl"}]}}
-home = Path(sys.argv[1])
-whole, _ = run_step(Collect(), config, home / "whole")
-stops = 0
-for attempt in range(1, 9):
-    polls = iter(range(10**6))
-    pieces, _ = run_step(Collect(), config, home / "pieces", attempt=attempt, stop_when=lambda _: next(polls) >= 1)
-    if pieces is not None:
-        break
-    stops += 1
-same = Manifest.load(pieces).to_bytes() == Manifest.load(whole).to_bytes()
-print(json.dumps({"directory": str(whole), "same": same, "stops": stops}))
-"""
-
-
-def test_a_hub_data_set_is_streamed_under_its_cards_licence_and_resumes(tmp_path: Path, hub: str) -> None:
-    printed = child(HUB_SCRIPT, str(tmp_path), HF_ENDPOINT=hub, HF_HOME=str(tmp_path / "hf"), HF_HUB_DISABLE_XET="1",
-                    HF_HUB_DISABLE_PROGRESS_BARS="1")
-    said = json.loads(printed.strip().splitlines()[-1])
-    assert said["same"] and said["stops"] >= 1
-    found = rows(Path(said["directory"]))
-    assert [r["text"] for r in found] == [line["text"] for line in LINES]
-    assert [r["label"] for r in found[:2]] == ["ALLOW", "DENY"] and {r["licence"] for r in found} == {"MIT"}
-    mit, gpl = provenance(Path(said["directory"]))["sources"]
-    assert mit["commit"] == "a" * 40 and mit["declared_licence"] == "mit"
-    assert gpl["kept"] == 0 and gpl["refused"][0]["items"] == ["o/gpl"]
-    assert not [path for path in DatasetHub.asked if "o/gpl" in path and "data.jsonl" in path]  # never downloaded

@@ -440,6 +440,8 @@ def test_differences_read_like_yaml(tmp_path: Path) -> None:
         "training.learning_rate 1e-5 → 2e-5", "training.shuffle true → false"]
     assert len(config.diff(old.values, new.values)) == 3
     assert config.diff(old.values, old.values, ["training"]) == []
+    stored, now = (config.select(c.values, ["training.ppo", "training.learning_rate"]) for c in (old, new))
+    assert [str(c) for c in config.diff(stored, now, ["training"])] == ["training.learning_rate 1e-5 → 2e-5"]
     assert [str(c) for c in config.diff({"a": {"x": "", "y": [1e-7]}}, {"a": {"z": {}}})] == [
         "a.z null → {}", 'a.x "" → null', "a.y [1e-7] → null"]
 

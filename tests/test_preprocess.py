@@ -35,8 +35,11 @@ THINGS = ("bread river window lantern garden violin mountain letter engine peppe
 
 def base(families: int = 5) -> list[dict[str, Any]]:
     """A small sound data set: every class in ``families`` families of three unlike texts."""
-    return [{"text": f"{ROLE[label]} {THINGS[(7 * f + 3 * k) % 20]} and {THINGS[(f + 11 * k + 5) % 20]}, case {label[0]}"
-                     f"{THINGS[(3 * f + k) % 20][::-1]}", "label": label, "group": f"{label}-{f}"}
+    def text(label: str, f: int, k: int) -> str:
+        first, second, third = THINGS[(7 * f + 3 * k) % 20], THINGS[(f + 11 * k + 5) % 20], THINGS[(3 * f + k) % 20]
+        return f"{ROLE[label]} {first} and {second}, case {third[::-1]}"
+
+    return [{"text": text(label, f, k), "label": label, "group": f"{label}-{f}"}
             for label in LABELS for f in range(families) for k in range(3)]
 
 
@@ -46,7 +49,7 @@ def collected(home: Path, *records: dict[str, Any], second: list[dict[str, Any]]
     sources = []
     for name, content in (("rows", [*base(), *records]), ("second", second or [])):
         if content:
-            (home / f"{name}.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in content), "utf-8")
+            (home / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in content), "utf-8")
             sources.append({"kind": "files", "path": f"{name}.jsonl", "licence": "MIT"})
     directory, _ = run_step(Collect(), {"data": {"sources": sources}}, home)
     assert directory is not None
@@ -60,7 +63,8 @@ def preprocess(home: Path, directory: Path, **options: Any) -> Path:
 
 
 def read(directory: Path, *names: str) -> list[dict[str, Any]]:
-    return [{**row, "split": name} for name in names for row in pq.read_table(directory / f"{name}.parquet").to_pylist()]
+    tables = {name: pq.read_table(directory / f"{name}.parquet").to_pylist() for name in names}
+    return [{**row, "split": name} for name, table in tables.items() for row in table]
 
 
 def reasons(directory: Path) -> dict[str, str]:
@@ -93,18 +97,19 @@ def test_near_duplicates_that_disagree_follow_the_policy(
 
 
 @pytest.mark.parametrize(("policy", "kept"), [("stricter", ["REFUSE"]), ("drop", [])])
-def test_bytes_that_two_sources_judge_differently_follow_the_policy(tmp_path: Path, policy: str, kept: list[str]) -> None:
+def test_bytes_judged_in_two_ways_follow_the_policy(tmp_path: Path, policy: str, kept: list[str]) -> None:
     made = collected(tmp_path, {"text": LONG, "label": "ALLOW"}, second=[{"text": LONG, "label": "REFUSE"}])
     done = preprocess(tmp_path, made, near_duplicates={"on_conflict": policy})
     assert [row["label"] for row in read(done, *split.SPLITS) if row["text"] == LONG] == kept
 
 
-def test_similar_texts_stay_in_one_split_and_unlabelled_ones_never_shadow_the_test(tmp_path: Path) -> None:
-    done = preprocess(tmp_path, collected(tmp_path))
-    held = read(done, "test")[0]["text"]
-    twin = held.replace(" and ", " or ")
-    done = preprocess(tmp_path, collected(tmp_path, {"text": twin}), near_duplicates={"group_at": 0.5})
-    assert reasons(done) == {twin: "similar_to_held_out"}
+def test_unlabelled_texts_never_shadow_a_held_out_one(tmp_path: Path) -> None:
+    tail = " okay then"
+    done = preprocess(tmp_path, collected(tmp_path, *({"text": row["text"] + tail} for row in base()[::3])))
+    where = {row["text"]: row["split"] for row in read(done, *split.SPLITS)}
+    out = {text for text, reason in reasons(done).items() if reason == "similar_to_held_out"}
+    assert out == {row["text"] + tail for row in base()[::3] if where[row["text"]] != "train"}
+    assert len(out) >= 8 and sum(text.endswith(tail) for text in where) == 20 - len(out)
 
 
 def test_pictures_that_look_the_same_are_one(tmp_path: Path) -> None:
@@ -122,12 +127,12 @@ def test_pictures_that_look_the_same_are_one(tmp_path: Path) -> None:
 
 
 def test_hashing_finds_the_pairs_that_comparing_all_finds(tmp_path: Path) -> None:
-    directory, _ = run_step(Collect(), {"data": {"sources": [{"kind": "prompts", "per_family": 4}]}}, tmp_path)
+    directory, _ = run_step(Collect(), {"data": {"sources": [{"kind": "prompts", "per_family": 30}]}}, tmp_path)
     assert directory is not None
-    rows = [r for p in sorted((directory / "shards").iterdir()) for r in pq.read_table(p).to_pylist()]
+    rows = [r for p in sorted((directory / "shards").iterdir()) for r in pq.read_table(p).to_pylist()][:720]
     near = NearDuplicateSettings(group_at=0.5)
     cut = [duplicates.shingles(row, near) for row in rows]
-    all_pairs = {(i, j) for j in range(len(rows)) for i in range(j) if len(cut[i] & cut[j]) >= 0.5 * len(cut[i] | cut[j])}
+    all_pairs = {(i, j) for j in range(len(rows)) for i in range(j) if 2 * len(cut[i] & cut[j]) >= len(cut[i] | cut[j])}
     found = {(i, j) for i, j, _ in duplicates.similar_texts(rows, duplicates.signatures(rows, near), near)}
     assert len(all_pairs) > 30 and found <= all_pairs and len(found) >= 0.95 * len(all_pairs)
 
@@ -149,12 +154,14 @@ def test_groups_are_the_finest_that_respect_every_link(case: tuple[list[tuple[in
         assert {j for j in range(len(keys)) if names[j] == names[i]} == set().union(*(reach[j] for j in reach[i]))
 
 
-# --- what is left out -----------------------------------------------------------------------------------------------
+# --- what is left out -------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("text", "kind"), [
-    ("write to taro.yamada@example.co.jp please", "mail address"), ("電話は０９０－１２３４－５６７８です", "phone number"),
-    ("call 03-1234-5678", "phone number"), ("+81 3-1234-5678", "phone number"), ("card 4242 4242 4242 4242", "card number"),
-    ("個人番号 123456789018", "My Number"), ("card 4242 4242 4242 4241", None), ("個人番号 123456789012", None),
+    ("write to taro.yamada@example.co.jp please", "mail address"),
+    ("電話は０９０－１２３４－５６７８です", "phone number"),
+    ("call 03-1234-5678", "phone number"), ("+81 3-1234-5678", "phone number"),
+    ("card 4242 4242 4242 4242", "card number"), ("個人番号 123456789018", "My Number"),
+    ("card 4242 4242 4242 4241", None), ("個人番号 123456789012", None),
     ("version 1.2.3-4 of 2024-05-06 at 12:30", None), ("pi is 3.14159265358979", None), ("@user and a@b", None),
 ])
 def test_personal_data_is_known_by_form_and_check_digit(text: str, kind: str | None) -> None:
@@ -170,10 +177,11 @@ def test_luhn_notices_every_single_wrong_digit(digits: list[int], change: int, w
 
 
 def test_every_reason_is_recorded_with_its_text(tmp_path: Path) -> None:
-    (tmp_path / "bench.jsonl").write_text(json.dumps({"q": {"stem": "昔々あるところにおじいさんとおばあさんが住んでいました。"}}), "utf-8")
+    stem = "昔々あるところにおじいさんとおばあさんが住んでいました。"
+    (tmp_path / "bench.jsonl").write_text(json.dumps({"q": {"stem": stem}}), "utf-8")
     rows = {"x": "too_short", "y" * 300: "too_long", "broken \ufffd text": "broken_text",
             "my mail is someone@example.org": "personal_data",
-            "問題：昔々あるところにおじいさんとおばあさんが住んでいました。さて？": "benchmark_overlap"}
+            f"問題：{stem}さて？": "benchmark_overlap"}
     made = collected(tmp_path, *({"text": text} for text in rows))
     options = {"max_chars": 200, "benchmarks": ["bench.jsonl"], "benchmark_ngram": 20}
     assert reasons(preprocess(tmp_path, made, **options)) == rows
@@ -196,9 +204,9 @@ def test_robust_z_is_the_plain_z_of_a_normal_sample_and_never_divides_by_zero() 
 
 def test_outliers_are_the_planted_ones_the_most_extreme_first() -> None:
     texts = [f"a plain request about the {a} and the {b}" for a in THINGS for b in THINGS[:5]]
-    planted = {"w" * 900: "outlier_repetition", " ".join(THINGS) * 3: "outlier_length"}
+    planted = {"w" * 120: "outlier_repetition", " ".join(THINGS) * 3: "outlier_length"}
     found = cleansing.outliers([*texts, *planted], OutlierSettings(), seed=0)
-    assert {[*texts, *planted][i] for i in found} == set(planted)
+    assert {[*texts, *planted][i]: found[i].reason for i in list(found)[:2]} == planted and len(found) <= 5
     one = cleansing.outliers([*texts, *planted], OutlierSettings(max_fraction=0.01), seed=0)
     assert len(one) == 1 and set(one) <= set(found)
     assert cleansing.outliers([*planted], OutlierSettings(), seed=0) == {}  # too few to know what is normal
@@ -220,15 +228,10 @@ def labelled_groups(draw: st.DrawFn) -> tuple[list[str], list[str], list[str]]:
 
 
 @given(labelled_groups(), st.integers(0, 2**31))
-@settings(max_examples=40, deadline=None)
-def test_no_group_crosses_and_every_class_is_everywhere(data: tuple[list[str], list[str], list[str]], seed: int) -> None:
+@settings(max_examples=15, deadline=None)
+def test_no_group_crosses_and_every_class_is_everywhere(data: tuple[list[str], ...], seed: int) -> None:
     labels, languages, groups = data
-    try:
-        splits = split.stratified(labels, languages, groups, 0.1, 0.2, seed)
-    except StepFailure as failure:  # lumpy groups may leave no way; that is said, never a leaking split
-        assert failure.state == "data_invalid" and min(Counter(label for label, _ in set(zip(
-            labels, groups, strict=True))).values()) < 10
-        return
+    splits = split.stratified(labels, languages, groups, 0.1, 0.2, seed)  # three groups of each class are enough
     where: dict[str, set[str]] = {}
     for group, name in zip(groups, splits, strict=True):
         where.setdefault(group, set()).add(name)
@@ -373,7 +376,7 @@ def test_two_processes_make_the_same_bytes(default: tuple[Path, Path], tmp_path:
     assert made == expected and not json.loads(made)["volatile"]
 
 
-def test_stopped_while_hashing_it_goes_on_and_ends_with_the_same_bytes(default: tuple[Path, Path], tmp_path: Path) -> None:
+def test_stopped_while_hashing_it_ends_with_the_same_bytes(default: tuple[Path, Path], tmp_path: Path) -> None:
     stops = 0
     for attempt in range(1, 30):
         polls = iter(range(10**6))
@@ -382,11 +385,11 @@ def test_stopped_while_hashing_it_goes_on_and_ends_with_the_same_bytes(default: 
         if done is not None:
             break
         stops += 1
-        if stops == 6:  # the last attempt may run through
+        if stops == 4:  # the last attempt may run through
             done, _ = run_step(Preprocess(), {"data": {}}, tmp_path, {"collecting": default[0]}, attempt=attempt + 1)
             break
     positions = [r["position"] for r in records if r["type"] == "checkpoint"]
-    assert stops == 6 and positions and positions[0] > 64  # it went on, it did not begin again
+    assert stops == 4 and positions and positions[0] > 900  # it went on, it did not begin again
     assert done is not None and Manifest.load(done).to_bytes() == Manifest.load(default[1]).to_bytes()
 
 

@@ -16,7 +16,8 @@ from so8t_ops.data.files import bad_data
 from so8t_ops.data.settings import OutlierSettings, PreprocessSettings
 
 FEATURES = ("log length", "repetition", "digits", "punctuation", "latin", "kana", "kanji")
-_FEWEST = 30  # texts below which a median says little
+_FEWEST = 30        # texts below which a median says little
+_REPETITIVE = 0.5   # share that zlib must save before a text can count as repetitive: chance saves a little
 
 
 def comparable(text: str) -> str:
@@ -164,7 +165,7 @@ def outliers(texts: Sequence[str], settings: OutlierSettings, seed: int) -> dict
     forest = IsolationForest(n_estimators=settings.trees, random_state=seed % 2**32, n_jobs=1).fit(table)
     scores = np.stack([
         np.abs(robust_z(table[:, 0])),
-        robust_z(table[:, 1]),                         # only too much repetition is a fault
+        np.where(table[:, 1] >= _REPETITIVE, robust_z(table[:, 1]), 0),
         robust_z(-forest.score_samples(table)),        # only the abnormal side counts
     ])
     names = ("outlier_length", "outlier_repetition", "outlier_isolation")

@@ -71,7 +71,8 @@ class Curator:
 
     def _leave_out(self, findings: Mapping[int, cleansing.Finding]) -> list[int]:
         """Move rows to ``rejected``.  Returns, for each old row number, the new one (-1 where it is gone)."""
-        number, kept = [], []
+        number: list[int] = []
+        kept: list[Row] = []
         for i, row in enumerate(self.rows):
             if i in findings:
                 row = {name: row[name] for name in COLUMNS.names}

@@ -61,7 +61,7 @@ def similar_texts(rows: Sequence[Row], table: np.ndarray, settings: NearDuplicat
         return []
     base = MinHash(num_perm=settings.permutations, seed=1)
     # a missed pair leaks between splits, a false proposal costs a comparison: so recall weighs more
-    index = MinHashLSH(threshold=settings.group_at, num_perm=settings.permutations, weights=(0.2, 0.8))
+    index = MinHashLSH(threshold=settings.group_at, num_perm=settings.permutations, weights=(0.1, 0.9))
     pairs: list[Pair] = []
     for i, values in enumerate(table):
         sketch = base.copy()

@@ -27,6 +27,8 @@ class HubStream:
     and network errors of the Hub are left to rise: the machine knows their kinds.
     """
 
+    gated = True  # nothing of a data set is downloaded before its card's licence has passed
+
     def __init__(self, settings: HubSource, state: dict[str, Any] | None) -> None:
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         from huggingface_hub import HfApi

@@ -90,7 +90,8 @@ def read_rows(paths: Sequence[Path]) -> Iterator[Row]:
 def place(source: Path, target: Path) -> None:
     """Make a finished file appear at a second place: a hard link where the file system has them, else a copy.
 
-    Finished files are never written again, so the two names cannot come to differ.
+    Finished files are never written again, so the two names cannot come to differ.  Copies would survive a damaged
+    sector better, but five checkpoints of a large collection would then need five times its space.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -83,8 +83,9 @@ class Collector:
 
     def _read(self, source: Source, stream: Stream, tally: Tally) -> None:
         name = source_name(source)
-        if stream.declared and (reason := licences.refusal(stream.licence, stream.declared, self.settings.licenses)):
-            self._refuse(tally, stream.licence or stream.declared, reason, name, samples=0)
+        reason = licences.refusal(stream.licence, stream.declared, self.settings.licenses)
+        if stream.gated and reason:
+            self._refuse(tally, stream.licence or stream.declared or "none", reason, name, samples=0)
             return
         for number, sample in enumerate(self._capped(stream, tally), 1):
             self._take(sample, name, tally)

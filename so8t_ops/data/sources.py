@@ -16,12 +16,16 @@ class Stream(Protocol):
 
     Attributes:
         facts: what ``provenance.json`` should say of the source's origin.
-        licence, declared: the one licence of the whole source where it is known before reading, else both None.
+        licence, declared: the one licence of the whole source, in SPDX and in its own words, or None.
+        gated: whether that licence is judged before anything is read.
     """
 
-    facts: dict[str, Any]
     licence: str | None
     declared: str | None
+    gated: bool
+
+    @property
+    def facts(self) -> dict[str, Any]: ...
 
     def __iter__(self) -> Iterator[Sample]: ...
 
@@ -34,9 +38,14 @@ class Counted:
 
     licence: str | None = None
     declared: str | None = None
+    gated = False
 
     def __init__(self, make: Callable[[], Iterator[Sample]], state: int | None, facts: dict[str, Any]) -> None:
-        self._make, self._taken, self.facts = make, state or 0, facts
+        self._make, self._taken, self._facts = make, state or 0, facts
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return self._facts
 
     def state(self) -> int:
         return self._taken

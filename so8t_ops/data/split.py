@@ -13,7 +13,7 @@ from so8t_ops.data.files import bad_data
 from so8t_ops.data.labels import LABELS
 
 SPLITS = ("train", "validation", "test")
-_SEEDS = 20  # shuffles tried before a fold without one of the classes counts as unavoidable
+_SHUFFLES = 4  # the most even fold of this many shuffles is taken
 
 
 def stratified(
@@ -35,47 +35,55 @@ def stratified(
                 "Add samples of this class from other families, or raise data.preprocess.near_duplicates.group_at.")
     result = np.full(len(labels), "train", dtype=object)
     everyone = np.arange(len(labels))
-    held = _fold(everyone, labels, languages, groups, test, seed)
+    held = _fold(everyone, labels, languages, groups, test, seed, leave=2)
     result[held] = "test"
     rest = np.setdiff1d(everyone, held)
-    result[_fold(rest, labels, languages, groups, validation / (1 - test), seed + 1)] = "validation"
+    result[_fold(rest, labels, languages, groups, validation / (1 - test), seed + 1, leave=1)] = "validation"
     verify(labels, groups, result.tolist())
     return result.tolist()
 
 
 def _fold(
     rows: np.ndarray, labels: Sequence[str], languages: Sequence[str], groups: Sequence[str], fraction: float,
-    seed: int,
+    seed: int, leave: int,
 ) -> np.ndarray:
-    """About ``fraction`` of the rows, whole groups only, every class on both sides, shares as even as can be."""
+    """About ``fraction`` of the rows, whole groups only, with every class, as evenly as can be.
+
+    At least ``leave`` groups of every class stay outside.  Where groups are so few that no part of this size has every
+    class, a larger part is taken.
+    """
     from sklearn.model_selection import StratifiedGroupKFold
 
     y = np.array([labels[i] for i in rows])
     g = np.array([groups[i] for i in rows])
     strata = np.array([f"{labels[i]} {languages[i]}" for i in rows])
-    folds = min(max(2, round(1 / fraction)), len(set(g.tolist())))
-    best: tuple[float, np.ndarray] | None = None
-    for shuffle in range(_SEEDS):
-        splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=(seed + shuffle) % 2**32)
-        for target in (strata, y):
-            if np.unique(target, return_counts=True)[1].max() < folds:
-                continue
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # a rare stratum is no fault: the check below decides
-                parts = [held for _, held in splitter.split(rows, target, g)]
-            for held in parts:
-                kept = np.setdiff1d(np.arange(len(rows)), held)
-                if set(y[held]) != set(y) or set(y[kept]) != set(y):
+    fewest = min(len(set(g[y == label].tolist())) for label in LABELS)
+    wanted = max(2, round(1 / fraction))
+    for folds in dict.fromkeys([wanted, *range(min(wanted, fewest), 1, -1)]):
+        found: list[tuple[float, int, np.ndarray]] = []
+        for shuffle in range(_SHUFFLES):
+            splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=(seed + shuffle) % 2**32)
+            for target in (strata, y):
+                if folds > len(set(g.tolist())) or np.unique(target, return_counts=True)[1].max() < folds:
                     continue
-                uneven = sum(abs(float(np.mean(np.isin(np.flatnonzero(target == s), held))) - fraction)
-                             for s in np.unique(target))
-                if best is None or uneven < best[0]:
-                    best = uneven, held
-            if best is not None:
-                return rows[best[1]]
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", UserWarning)  # a rare stratum is no fault: _unevenness decides
+                    parts = [held for _, held in splitter.split(rows, target, g)]
+                for held in parts:
+                    inside = np.isin(np.arange(len(rows)), held)
+                    if all(inside[y == label].any() and len(set(g[(y == label) & ~inside].tolist())) >= leave
+                           for label in LABELS):
+                        found.append((_unevenness(inside, strata, fraction), len(found), held))
+        if found:
+            return rows[min(found)[2]]
     raise bad_data(
-        f"no group-safe split has all four classes in a part of {fraction:.0%}",
-        "Add samples from other families, or change data.preprocess.split.")
+        f"no group-safe part of {fraction:.0%} has all four classes: the groups of related samples are too large",
+        "Add samples from other families, or raise data.preprocess.near_duplicates.group_at.")
+
+
+def _unevenness(inside: np.ndarray, strata: np.ndarray, fraction: float) -> float:
+    """How far the shares of the strata are from ``fraction``, summed."""
+    return sum(abs(float(inside[strata == s].mean()) - fraction) for s in np.unique(strata))
 
 
 def by_hash(groups: Sequence[str], validation: float, test: float, seed: int) -> list[str]:

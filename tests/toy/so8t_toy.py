@@ -26,6 +26,7 @@ class ToySettings(Settings):
     fault: str = Field("", description="What goes wrong: see misbehave().")
     fault_step: str = Field("toy_train", description="In which step.")
     fault_times: int = Field(1, ge=0, description="How many attempts it spoils.")
+    fault_after: int = Field(0, ge=0, description="In toy_train: after how many rounds of the attempt; 0: at its start.")
     need_disk: int = Field(0, ge=0, description="Bytes of disk toy_train says it needs.")
     need_file: str = Field("", description="A path that must exist before the fault goes away.")
 
@@ -72,7 +73,8 @@ class Toy(Step):
 
     def run(self, ctx: StepContext) -> None:
         toy = ctx.section("toy", ToySettings)
-        misbehave(ctx, toy)
+        if not toy.fault_after:
+            misbehave(ctx, toy)
         self.work(ctx, toy)
         digest = hashlib.sha256(f"{self.name} {toy.seed}".encode())
         for name in sorted(self.uses):
@@ -111,12 +113,15 @@ class ToyTrain(Toy):
         if ctx.checkpoint:
             first, value = (ctx.checkpoint / "state.txt").read_text().split()
             done = int(first)
+        begun = done
         while done < toy.items:
             value = hashlib.sha256(f"{value} {done}".encode()).hexdigest()
             done += 1
             if toy.pause:
                 time.sleep(toy.pause)
             ctx.progress(done, toy.items, "rounds")
+            if toy.fault_after and done - begun == toy.fault_after:
+                misbehave(ctx, toy)
 
             def write(directory: Path, done: int = done, value: str = value) -> None:
                 (directory / "state.txt").write_text(f"{done} {value}")
