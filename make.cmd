@@ -1,5 +1,5 @@
 @echo off
-rem The twin of the Makefile: "make run" and "make test" on Windows, here without make.
+rem The twin of the Makefile for Windows: "make run" and "make test", here without make.
 setlocal
 cd /d "%~dp0"
 set "PYTHONUTF8=1"
@@ -17,37 +17,42 @@ echo make test      lint, types, and every test except the long soaks
 echo make lint      ruff and mypy --strict
 exit /b 0
 
-:install
-call :installed
-exit /b %errorlevel%
-
 :run
-call :installed || exit /b 1
+call :install
+if errorlevel 1 exit /b 1
 "%BIN%\so8t.exe" --home "%CD%" resume --config "%CONFIG%"
 exit /b %errorlevel%
 
 :test
-call :installed || exit /b 1
-call :checked || exit /b 1
+call :lint
+if errorlevel 1 exit /b 1
 "%BIN%\python.exe" -m pytest -m "not soak"
 exit /b %errorlevel%
 
 :lint
-call :installed || exit /b 1
-call :checked
-exit /b %errorlevel%
-
-:checked
-"%BIN%\ruff.exe" check . || exit /b 1
+call :install
+if errorlevel 1 exit /b 1
+"%BIN%\ruff.exe" check .
+if errorlevel 1 exit /b 1
 "%BIN%\mypy.exe" --strict so8t_fsm
 exit /b %errorlevel%
 
 rem Once; again when constraints.txt or pyproject.toml differ from the copies kept in .venv.
-:installed
-fc /b constraints.txt .venv\constraints.txt >nul 2>nul && fc /b pyproject.toml .venv\pyproject.toml >nul 2>nul && exit /b 0
-if not exist "%BIN%\python.exe" %PYTHON% -m venv .venv || exit /b 1
-for /f "delims=" %%v in ('findstr /b "torch==" constraints.txt') do "%BIN%\python.exe" -m pip install --quiet "%%v" || exit /b 1
-"%BIN%\python.exe" -m pip install --quiet -c constraints.txt -e .[dev,postgres] || exit /b 1
+:install
+if not exist "%BIN%\python.exe" goto venv
+"%BIN%\python.exe" -c "import filecmp, sys; sys.exit(not all(filecmp.cmp(f, '.venv/' + f, False) for f in ('constraints.txt', 'pyproject.toml')))" 2>nul
+if errorlevel 1 goto packages
+exit /b 0
+:venv
+%PYTHON% -m venv .venv
+if errorlevel 1 exit /b 1
+:packages
+rem torch comes first and by itself: a build for your GPU that is there already is kept.
+for /f "tokens=*" %%v in ('type constraints.txt ^| find "torch=="') do set "TORCH=%%v"
+"%BIN%\python.exe" -m pip install --quiet "%TORCH%"
+if errorlevel 1 exit /b 1
+"%BIN%\python.exe" -m pip install --quiet -c constraints.txt -e ".[dev,postgres]"
+if errorlevel 1 exit /b 1
 copy /y constraints.txt .venv\constraints.txt >nul
 copy /y pyproject.toml .venv\pyproject.toml >nul
 exit /b 0

@@ -112,7 +112,7 @@ def fsync_dir(path: Path) -> None:
 def make_durable(directory: Path, root: Path) -> None:
     """Make a directory and those above it, and flush the names of all of them that are below ``root``.
 
-    A file may be flushed and yet be gone after a power cut, together with the directory that nobody flushed the name of.
+    A flushed file is gone after a power cut when the name of a directory above it was not flushed.
     """
     directory.mkdir(parents=True, exist_ok=True)
     while directory != root and directory != directory.parent:

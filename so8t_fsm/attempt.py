@@ -58,6 +58,9 @@ class Attempt:
         """Spawn ``python -m so8t_fsm.child`` in a process group of its own and give it its specification."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SO8T__NOTIFICATIONS")} | ENVIRONMENT
         environment["TMPDIR"] = environment["TEMP"] = environment["TMP"] = str(self.spec["scratch"])
+        endpoints = self.spec["config"].get("resources", {}).get("hub_endpoints") or ()
+        if endpoints:
+            environment["HF_ENDPOINT"] = str(endpoints[0])
         self.child = host.spawn(
             [sys.executable, "-m", "so8t_fsm.child"], env=environment, cwd=Path(self.spec["home"]),
         )

@@ -75,6 +75,12 @@ def legend() -> tuple[Entry, ...]:
     )
 
 
+def legend_table() -> str:
+    """The legend as rows of a Markdown table, for the documentation."""
+    return "\n".join(f"| **{entry.letter}** | `{entry.name}` | {entry.meaning} | {'; '.join(entry.guards)} |"
+                     for entry in legend())
+
+
 def _name(trigger: str) -> str:
     return FAIL if trigger.startswith("fail_") else trigger
 

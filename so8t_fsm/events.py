@@ -1,16 +1,18 @@
-"""What happened: a child's last words, its exit status and silence, turned into one failure state.
+"""What happened, from every source: an :class:`Event` is what the recovery rules match and the watcher stores.
 
-Decided on the exception chain first, then on signal and exit code; text is looked at last and only where a library
-gives nothing better.  Pure, apart from :func:`describe`, which reads a live exception.
+:class:`Failure` is the answer where no rule is at hand: decided on the exception chain first, then on signal and exit
+code; text is looked at last.  Pure, apart from :func:`describe`, which reads a live exception.
 """
 
 from __future__ import annotations
 
 import re
+import time
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal
 
 from so8t_fsm.states import FAILURES
 
@@ -31,6 +33,55 @@ NETWORK_TYPES = frozenset({
 REFUSED_TYPES = frozenset({
     "GatedRepoError", "RepositoryNotFoundError", "DisabledRepoError", "LocalTokenNotFoundError",
 })
+
+
+Source = Literal["exception", "log", "exit", "silence", "probe", "operator"]
+SOURCES: tuple[Source, ...] = ("exception", "log", "exit", "silence", "probe", "operator")
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that was seen.  What a source does not know stays None.
+
+    Attributes:
+        source: who saw it: the child's own last words, a log, the end of the process, its silence, a measurement,
+            a person.
+        text: the log line, the probe's finding, the person's words; for an exception its chain, one line a link.
+        exception: the record made by :func:`describe`.
+        exit_code, signal: how the process ended; a signal is a positive number.
+        at: seconds since the epoch.
+        file, line: where a log line stands; lines count from 1.
+        quiet: seconds without a sign of life, for ``silence``.
+    """
+
+    source: Source
+    step: str | None = None
+    attempt: int | None = None
+    text: str = ""
+    exception: Mapping[str, Any] | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    at: float | None = None
+    file: str | None = None
+    line: int | None = None
+    quiet: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, without the empty ones."""
+        return {key: value for key, value in asdict(self).items() if value is not None and value != ""}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Event:
+        """Read what any version stored: keys of a newer one are left out."""
+        return cls(**{key: value for key, value in stored.items() if key in cls.__dataclass_fields__})
+
+
+def exception_event(record: Mapping[str, Any], step: str | None = None, attempt: int | None = None,
+                    at: float | None = None) -> Event:
+    """The event of a record made by :func:`describe`."""
+    links = record.get("chain") or [record]
+    text = "\n".join(f"{link.get('type')}: {link.get('message')}" for link in links)
+    return Event("exception", step, attempt, text, record, at=at)
 
 
 @dataclass(frozen=True)
@@ -62,12 +113,27 @@ def describe(error: BaseException) -> dict[str, Any]:
             "bases": [base.__name__ for base in type(link).__mro__],
             "errno": getattr(link, "errno", None) if isinstance(link, OSError) else None,
             "winerror": getattr(link, "winerror", None),
-            "http_status": getattr(response, "status_code", None),
+            "http_status": getattr(response, "status_code", None), "retry_after": _retry_after(response),
         })
     return {
         **chain[0], "chain": chain, "state": getattr(error, "state", None), "hint": getattr(error, "hint", ""),
         "traceback": "".join(traceback.format_exception(error))[-8000:],
     }
+
+
+def _retry_after(response: Any) -> float | None:
+    """Seconds the server asks to wait: ``Retry-After`` (a number or a date), or the window's rest (``ratelimit: …t=N``)."""
+    headers = getattr(response, "headers", None) or {}
+    said = str(headers.get("retry-after") or headers.get("Retry-After") or "").strip()
+    if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", said):
+        return float(said)
+    if said:
+        try:
+            return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
+        except (ValueError, TypeError, OverflowError):
+            return None
+    window = re.search(r"\bt=(\d{1,9})", str(headers.get("ratelimit") or ""))
+    return float(window[1]) + 1 if window and getattr(response, "status_code", None) == 429 else None
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

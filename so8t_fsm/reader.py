@@ -14,27 +14,39 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 JSON_COLUMNS = frozenset({
     "steps", "config", "reuse", "incident", "detail", "progress", "failure", "inputs", "settings", "args", "value", "was",
+    "data", "outcome",
 })
 
 
 class Unreadable(Exception):
     """The database can't be read; the message is the driver's, in one line."""
 
+    @property
+    def damaged(self) -> bool:
+        """Does the driver say that the file itself is broken?"""
+        return any(sign in str(self) for sign in ("malformed", "not a database", "disk image", "corrupt"))
+
+    @property
+    def empty(self) -> bool:
+        """Are its tables not there yet?"""
+        return "no such table" in str(self) or 'relation "run" does not exist' in str(self)
+
 
 def database_url(home: Path, url: str | None = None) -> str:
     """The database of a home: ``url``, else ``SO8T_DATABASE``, else ``state/so8t.db`` below it."""
     chosen = url or os.environ.get("SO8T_DATABASE")
-    return chosen or f"sqlite:///{home / 'state' / 'so8t.db'}"
+    # Quoted as SQLAlchemy unquotes it: a home may be called "100% of #1?".
+    return chosen or "sqlite:///" + quote(str(home / "state" / "so8t.db"), safe="/\\: ")
 
 
 def sqlite_path(url: str) -> Path | None:
     """The file behind an SQLite URL; None for another database."""
     scheme, _, rest = url.partition("://")
-    return Path(rest[1:].split("?")[0]) if scheme.split("+")[0] == "sqlite" else None
+    return Path(unquote(rest[1:].split("?")[0])) if scheme.split("+")[0] == "sqlite" else None
 
 
 class Reader:
@@ -45,7 +57,7 @@ class Reader:
         self._connection: Any
         if self._path is not None:
             try:
-                self._connection = sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)
+                self._connection = _sqlite(self._path)
             except sqlite3.Error as error:
                 raise Unreadable(f"{self._path}: {error}") from error
         else:
@@ -81,6 +93,20 @@ class Reader:
             self._connection.close()
 
 
+def _sqlite(path: Path) -> sqlite3.Connection:
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    connection = sqlite3.connect(uri, uri=True, timeout=5.0)
+    try:
+        connection.execute("SELECT 1 FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError:
+        connection.close()
+        if path.with_name(f"{path.name}-wal").exists() or os.access(path.parent, os.W_OK):
+            raise
+        # Even reading wants to write a file beside it; where nobody can write, nobody changes it either.
+        connection = sqlite3.connect(f"{uri}&immutable=1", uri=True)
+    return connection
+
+
 def _postgresql(url: str) -> Any:
     import psycopg
 
@@ -100,5 +126,10 @@ def latest_run(reader: Reader, run_id: str | None = None) -> dict[str, Any] | No
         return reader.one("SELECT * FROM run WHERE id = ?", [run_id])
     order = "ORDER BY created_at DESC, id DESC LIMIT 1"
     replaced = "SELECT parent FROM run WHERE parent IS NOT NULL"
-    return (reader.one(f"SELECT * FROM run WHERE state <> 'completed' AND id NOT IN ({replaced}) {order}")
-            or reader.one(f"SELECT * FROM run {order}"))
+    try:
+        return (reader.one(f"SELECT * FROM run WHERE state <> 'completed' AND id NOT IN ({replaced}) {order}")
+                or reader.one(f"SELECT * FROM run {order}"))
+    except Unreadable as error:
+        if error.empty:
+            return None
+        raise

@@ -237,6 +237,8 @@ def _network(addresses: tuple[str, ...], seconds: float) -> Iterator[Finding]:
             results[address] = (through, None)
         except OSError as error:
             results[address] = (through, error)
+        except UnicodeError:  # a label that no host name may have, as in a..b
+            results[address] = (through, OSError("not a host name"))
 
     threads = []
     for address in dict.fromkeys(addresses):

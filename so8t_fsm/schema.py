@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from so8t_fsm.states import STATES
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration this version knows; a test holds it against the migrations directory."""
 
 APPLICATION_ID = 0x534F3854  # "SO8T"
@@ -162,6 +162,62 @@ ledger = sa.Table(
     sa.Column("position", sa.Float),
     sa.Column("updated_at", sa.Float, nullable=False),
     sa.PrimaryKeyConstraint("run_id", "key"),
+)
+
+event = sa.Table(
+    "event", metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("run_id", sa.String(64), sa.ForeignKey("run.id")),
+    sa.Column("step", sa.String(64)),
+    sa.Column("attempt", sa.Integer),
+    sa.Column("source", sa.String(16), nullable=False),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("data", Json),
+    sa.Index("ix_event_run_id_step_attempt", "run_id", "step", "attempt"),
+)
+
+incident = sa.Table(
+    "incident", metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("run_id", sa.String(64), sa.ForeignKey("run.id")),
+    sa.Column("step", sa.String(64)),
+    sa.Column("attempt", sa.Integer),
+    sa.Column("state", sa.String(32), nullable=False),
+    sa.Column("rule", sa.String(128)),
+    sa.Column("severity", sa.String(16), nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("opened_at", sa.Float, nullable=False),
+    sa.Column("closed_at", sa.Float),
+    sa.Column("detail", Json),
+    sa.CheckConstraint("status IN ('open', 'recovering', 'recovered', 'escalated', 'withdrawn', 'observed')",
+                       name="status"),
+)
+
+action = sa.Table(
+    "action", metadata,
+    sa.Column("incident_id", sa.Integer, sa.ForeignKey("incident.id"), nullable=False),
+    sa.Column("seq", sa.Integer, nullable=False),
+    sa.Column("name", sa.String(64), nullable=False),
+    sa.Column("args", Json),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("intent_at", sa.Float, nullable=False),
+    sa.Column("outcome_at", sa.Float),
+    sa.Column("outcome", Json),
+    sa.PrimaryKeyConstraint("incident_id", "seq"),
+    sa.CheckConstraint("status IN ('intent', 'done', 'failed', 'skipped')", name="status"),
+)
+
+log_mark = sa.Table(
+    "log_mark", metadata,
+    sa.Column("path", sa.String(1024), primary_key=True),
+    sa.Column("file", sa.String(64), nullable=False),
+    sa.Column("head", sa.String(64), nullable=False),
+    sa.Column("head_bytes", sa.Integer, nullable=False),
+    sa.Column("offset", sa.BigInteger, nullable=False),
+    sa.Column("line", sa.BigInteger, nullable=False),
+    sa.Column("encoding", sa.String(16), nullable=False),
+    sa.Column("updated_at", sa.Float, nullable=False),
 )
 
 

@@ -20,7 +20,7 @@ from so8t_fsm import config, host, lease, notify, registry, runs
 from so8t_fsm.schema import attempt as attempt_table
 from so8t_fsm.statedir import explain, open_state
 from so8t_fsm.states import WORKING, Facts, Plan, Refused, plan
-from so8t_fsm.store import Fenced, Run, Store, is_damage, is_full
+from so8t_fsm.store import Fenced, Run, Store, is_damage, is_disk_trouble
 from so8t_fsm.supervisor import EXIT_OK, EXIT_PERSON, EXIT_STOPPED, Reporter, Supervisor
 
 LEASE_SECONDS = 30.0
@@ -75,7 +75,7 @@ def resume(home: Path, wish: Wish, reporter: Reporter, url: str | None = None) -
         reporter.say(f"{error}; this one stops without having written anything more")
         return EXIT_STOPPED
     except (SQLAlchemyError, OSError) as error:
-        if not (isinstance(error, SQLAlchemyError) or is_full(error)) or is_damage(error):
+        if not (isinstance(error, SQLAlchemyError) or is_disk_trouble(error)) or is_damage(error):
             raise
         path = Path(store.url.database) if store.sqlite and store.url.database else None
         reporter.say(explain(error, path))
@@ -242,7 +242,8 @@ class _Resumption:
         self.reporter.entered(self.run, reason)
 
     def _facts(self) -> Facts:
-        state = next((s.state for s in registry.pipeline(self.run.steps) if s.name == self.run.step), None)
+        # Without a step the run is past its last one, on the way through the states that are left.
+        state = next((s.state for s in registry.pipeline(self.run.steps) if s.name == self.run.step), WORKING[-1])
         return Facts(step_state=state)
 
     def _close_cut_off_attempts(self) -> None:

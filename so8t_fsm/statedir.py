@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DatabaseError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from so8t_fsm import artifacts, host, schema
 from so8t_fsm.reader import database_url
@@ -71,6 +71,8 @@ def explain(error: BaseException, path: Path | None) -> str:
         free = shutil.disk_usage(path.parent).free if path else 0
         return f"{where}: the disk is full ({free:,} bytes free); make room and run `so8t resume`, nothing was lost"
     text = one_line(error)
+    if isinstance(error, OSError):
+        return f"the disk refuses ({text}); see to it and run `so8t resume`, nothing was lost"
     if "readonly" in text or "unable to open" in text or "read-only" in text.lower():
         return f"{where} can't be written ({text}); check the permissions of its directory, or use --home elsewhere"
     if "locked" in text:
@@ -137,6 +139,9 @@ def backup(store: Store) -> Path | None:
     """Write a consistent one-file copy of the SQLite database below ``state/backups`` and keep the newest three.
 
     PostgreSQL has its own tools: nothing is done.
+
+    Raises:
+        StateUnusable, OSError: the copy could not be made.
     """
     if not store.sqlite or not store.url.database:
         return None
@@ -149,9 +154,10 @@ def backup(store: Store) -> Path | None:
     raw = store.engine.raw_connection()
     try:
         raw.cursor().execute("VACUUM INTO ?", (str(temporary),))
-    except (sqlite3.Error, DatabaseError):
-        temporary.unlink(missing_ok=True)
-        raise
+    except sqlite3.Error as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise StateUnusable(f"{final}: {one_line(error)}") from error
     finally:
         raw.close()
     artifacts.fsync_file(temporary)

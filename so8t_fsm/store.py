@@ -7,6 +7,7 @@ changes additionally compare-and-set ``run.rev``.
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from so8t_fsm.schema import artifact, attempt, checkpoint, history, lease, ledge
 from so8t_fsm.states import Plan
 
 LEASE = "runner"
+_DISK_TROUBLE = (errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENODEV)
 KEEP = "\0keep"
 """The ``step`` of a transition that stays at its step."""
 
@@ -276,6 +278,11 @@ def is_damage(error: BaseException) -> bool:
     return isinstance(error, DBAPIError) and any(
         sign in text for sign in ("malformed", "not a database", "disk image", "corrupt")
     )
+
+
+def is_disk_trouble(error: BaseException) -> bool:
+    """Is this the file system refusing (full, failing, read-only, forbidden, gone), rather than a fault of ours?"""
+    return is_full(error) or (isinstance(error, OSError) and error.errno in _DISK_TROUBLE)
 
 
 def is_full(error: BaseException) -> bool:

@@ -27,7 +27,7 @@ from so8t_fsm.schema import attempt as attempt_table
 from so8t_fsm.statedir import backup
 from so8t_fsm.states import FAILURES, WORKING, Facts, Plan, Refused, plan
 from so8t_fsm.step import Step
-from so8t_fsm.store import KEEP, Run, Store
+from so8t_fsm.store import KEEP, Run, StateUnusable, Store
 
 EXIT_OK, EXIT_USAGE, EXIT_STOPPED, EXIT_PERSON = 0, 2, 75, 78
 TICK = 0.2
@@ -352,7 +352,7 @@ class Supervisor:
         self.commits.sweep(self.run, step.name)
         try:
             backup(self.store)
-        except (OSError, SQLAlchemyError) as error:
+        except (OSError, SQLAlchemyError, StateUnusable) as error:
             self.log(f"WARNING no backup of the database was made: {error}")
 
     # -- failure and waiting ----------------------------------------------------------------------------------------

@@ -33,7 +33,8 @@ ALL = (
 )
 CLI = (sys.executable, "-c", "from so8t_fsm.cli import main; main()")
 
-Document = Mapping[str, Mapping[str, Any]]
+BEGAN = 1_735_722_000.0
+"""2025-01-01 09:00 UTC."""
 
 
 def child_environment(**extra: str) -> dict[str, str]:
@@ -132,6 +133,12 @@ class Home:
         query = sa.select(table) if step is None else sa.select(table).where(table.c.step == step)
         with self.store() as store, store.read() as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
+
+    def override(self, key: str, value: Any) -> None:
+        """Lay a value over the run's own, as a recovery does."""
+        row = {"run_id": self.run().id, "key": key, "value": value, "was": None, "by": "a test", "at": BEGAN}
+        with self.store() as store, store.write() as connection:
+            connection.execute(sa.insert(schema.override).values(**row))
 
     def live(self) -> dict[str, Artifact]:
         with self.store() as store:

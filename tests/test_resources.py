@@ -6,6 +6,8 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -162,11 +164,13 @@ def test_network_by_a_real_connection() -> None:
 
 
 def test_an_address_that_never_answers_costs_no_more_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    import threading
-    import time
-
     release = threading.Event()
-    monkeypatch.setattr(resources.socket, "create_connection", lambda *_, **__: release.wait(20))
+
+    def hang(*_: object, **__: object) -> None:
+        release.wait(20)
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(resources.socket, "create_connection", hang)
     before = time.monotonic()
     findings = check(Needs(network=("a.invalid:443", "b.invalid:443")), connect_seconds=0.2)
     release.set()
@@ -203,6 +207,7 @@ def test_addresses() -> None:
     assert resources.split_address("[::1]:80") == ("::1", 80)
 
 
-@pytest.mark.parametrize(("value", "text"), [(0, "0 B"), (1536, "1.5 KiB"), (12.5 * 2**30, "12.5 GiB"), (-2048, "-2.0 KiB")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0 B"), (1536, "1.5 KiB"), (12.5 * 2**30, "12.5 GiB"), (-2048, "-2.0 KiB")])
 def test_sizes_for_people(value: float, text: str) -> None:
     assert resources.size(value) == text

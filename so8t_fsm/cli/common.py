@@ -77,7 +77,7 @@ def _explain(error: Exception) -> int:
     from so8t_fsm.reader import Unreadable
 
     if isinstance(error, Unreadable):
-        click.echo(f"so8t: {error}; `so8t resume` puts a damaged database right", err=True)
+        click.echo(f"so8t: {error}" + ("; `so8t resume` puts it right" if error.damaged else ""), err=True)
         return EXIT_USAGE
     from sqlalchemy.exc import SQLAlchemyError
 

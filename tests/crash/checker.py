@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+WORKING = ("collecting", "preprocessing", "training", "integrating", "evaluating", "uploading", "cleaning_up")
+
 
 def violations(home: Path, acked: Iterable[Mapping[str, Any]] = ()) -> list[str]:
     """What is wrong with a home after a crash, in words; empty when nothing is.
@@ -62,6 +64,8 @@ def _history(run: sqlite3.Row, rows: list[sqlite3.Row]) -> list[str]:
     if not any(row["trigger"] in ("roll_back", "force") for row in rows):
         advances = Counter(row["from_state"] for row in rows if row["trigger"] == "advance")
         found += [f"{state} was left {n} times" for state, n in advances.items() if n > 1]
+        if run["state"] == "completed" and set(advances) != set(WORKING):
+            found.append(f"completed without leaving {', '.join(sorted(set(WORKING) - set(advances)))}")
     return found
 
 
@@ -133,6 +137,13 @@ def outcome(home: Path) -> dict[str, Any]:
     """What the latest run made: its state, and by step the ``files`` of its manifests, which never depend on luck."""
     with contextlib.closing(sqlite3.connect(home / "state" / "so8t.db")) as database:
         run, state = database.execute("SELECT id, state FROM run ORDER BY created_at DESC, id DESC").fetchone()
-        rows = database.execute("SELECT step, path FROM artifact WHERE run_id = ? AND status = 'live'", (run,)).fetchall()
+        live = "SELECT step, path FROM artifact WHERE run_id = ? AND status = 'live'"
+        rows = database.execute(live, (run,)).fetchall()
     files = {step: json.loads((home / "state" / path / "manifest.json").read_bytes())["files"] for step, path in rows}
     return {"state": state, "files": files}
+
+
+def transitions(home: Path) -> int:
+    """How many transitions all runs of a home have committed."""
+    with contextlib.closing(sqlite3.connect(home / "state" / "so8t.db")) as database:
+        return int(database.execute("SELECT count(*) FROM history").fetchone()[0])

@@ -6,17 +6,21 @@ SIGKILL arrives as the call is entered, so it did not happen; that it did and th
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from crash import checker, trace
-from crash.server import CALLS, Server, quick_folder
+from crash.server import CALLS, Ended, Server, quick_folder
 
 SWEPT = ("write", "pwrite64", "fsync", "fdatasync", "rename", "unlink", "unlinkat", "ftruncate", "mkdir", "rmdir")
 """The calls to die at."""
+
+EXIT_USAGE, EXIT_STOPPED = 2, 75
 
 CONFIG = """\
 automation:
@@ -28,7 +32,7 @@ automation:
 resources: {{min_free_disk: 0, min_ram: 0, poll_interval: 10ms}}
 toy: {{items: 2, every_checkpoint: true}}
 """
-"""One heartbeat a day: the clock must not add a call to some runs and not to others."""
+"""A heartbeat in an hour: the clock must not add a call to some runs and not to others."""
 
 
 @contextmanager
@@ -48,12 +52,19 @@ def new_home(place: Path, steps: Sequence[str]) -> Path:
     return place
 
 
-def seed_before_training(server: Server, place: Path) -> Path:
-    """A home whose runner was killed just as it had begun ``toy_train``; two steps are committed."""
-    home = new_home(place, ("toy_collect", "toy_preprocess", "toy_train"))
+def copy(seed: Path, home: Path) -> Path:
+    """``home`` as ``seed`` is, whatever it was before."""
+    shutil.rmtree(home, ignore_errors=True)
+    return Path(shutil.copytree(seed, home))
+
+
+def seeds(server: Server, folder: Path) -> dict[str, Path]:
+    """Two homes to start from: one with nothing in it yet, one whose runner was killed just as it had begun
+    ``toy_train``, when two steps were committed."""
+    home = new_home(folder / "home", ("toy_collect", "toy_preprocess", "toy_train"))
     ended = server.run(home, die_before="toy_train")
-    assert ended.code == -9, ended
-    return home
+    assert ended.code == -signal.SIGKILL, ended
+    return {"first run": new_home(folder / "empty", ("toy_collect",)), "training": copy(home, folder / "killed")}
 
 
 @dataclass(frozen=True)
@@ -75,16 +86,15 @@ class Report:
     points: list[Point] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
     codes: dict[int, int] = field(default_factory=dict)
-    messages: set[str] = field(default_factory=set)
 
 
 class Sweep:
     """One seed home, its uninterrupted outcome, and the points at which a run of it can be hit."""
 
-    def __init__(self, server: Server, seed: Path, folder: Path) -> None:
-        self.server, self.seed, self.folder = server, seed, folder
-        home, record = self._fresh(), folder / "trace"
-        ended = server.run(home, strace=[*trace.OPTIONS, "-o", str(record), "-e", f"trace={','.join(CALLS)}"])
+    def __init__(self, server: Server, seed: Path, folder: Path, bug: str = "") -> None:
+        self.server, self.seed, self.folder, self.bug = server, seed, folder, bug
+        home, record = copy(seed, folder / "home"), folder / "trace"
+        ended = server.run(home, bug=bug, strace=[*trace.OPTIONS, "-o", str(record), "-e", f"trace={','.join(CALLS)}"])
         assert ended.code == 0, ended
         assert not checker.violations(home, ended.acked)
         self.expected = checker.outcome(home)
@@ -94,35 +104,46 @@ class Sweep:
             for call in trace.read(record) if call.name in SWEPT and call.path.startswith(below)
         ]
 
-    def _fresh(self) -> Path:
-        home = self.folder / "home"
-        shutil.rmtree(home, ignore_errors=True)
-        shutil.copytree(self.seed, home)
-        return home
-
     def hit(self, inject: str, points: Sequence[Point]) -> Report:
-        """Run once for each point, with ``signal=SIGKILL`` or ``error=…`` injected there; judge; resume; judge again."""
+        """Run once for each point, with ``signal=SIGKILL`` or ``error=…`` there; judge; resume; judge again."""
         report = Report(list(points))
         for point in points:
-            home = self._fresh()
-            ended = self.server.run(home, strace=[
-                "-o", "/dev/null", "-e", f"trace={point.name}", "-e", f"inject={point.name}:{inject}:when={point.ordinal}"])
+            home = copy(self.seed, self.folder / "home")
+            there = f"inject={point.name}:{inject}:when={point.ordinal}"
+            ended = self.server.run(home, bug=self.bug, strace=["-o", "/dev/null", "-e", f"trace={point.name}", "-e", there])
             report.codes[ended.code] = report.codes.get(ended.code, 0) + 1
-            found = [*self._manners(inject, ended.code, ended.stderr), *checker.violations(home, ended.acked)]
-            report.messages.update(line for line in ended.stderr.splitlines() if not line.startswith((" ", "Traceback")))
+            found = [*_manners(inject, ended), *checker.violations(home, ended.acked)]
             again = self.server.run(home)
             if again.code != 0:
                 found.append(f"the next resume ended with {again.code}: {again.stderr.strip() or again.stdout[-300:]}")
             else:
-                found += [f"after the next resume: {why}" for why in checker.violations(home, ended.acked + again.acked)]
+                found += [f"later: {why}" for why in checker.violations(home, ended.acked + again.acked)]
                 if checker.outcome(home) != self.expected:
                     found.append("the next resume made something else than an uninterrupted run does")
             report.violations += [f"{inject} at {point}: {why}" for why in found]
         return report
 
-    def _manners(self, inject: str, code: int, stderr: str) -> list[str]:
-        """A killed process says nothing; a failing one ends with a code of its own and in one line."""
-        if inject.startswith("signal"):
-            return [] if code == -9 else [f"it was not killed but ended with {code}"]
-        found = [] if code in (0, 2, 75) else [f"exit code {code}: {stderr.strip()[-300:]}"]
-        return found + (["the machine itself shows a traceback"] if "so8t: a fault of so8t" in stderr else [])
+
+
+def _manners(inject: str, ended: Ended) -> list[str]:
+    """A killed process says nothing; one whose disk fails goes on, or ends with a code of its own and in one line."""
+    if inject.startswith("signal"):
+        return [] if ended.code == -signal.SIGKILL else [f"it was not killed but ended with {ended.code}"]
+    if ended.code == 0:
+        return []
+    lines = [line for line in ended.stderr.splitlines() if line.startswith("so8t: ")]
+    lines += ended.messages[-1:]
+    if ended.code not in (EXIT_USAGE, EXIT_STOPPED) or len(lines) != 1:
+        return [f"it ended with {ended.code} and {len(lines)} lines: {lines}"]
+    return []
+
+
+def spread(points: Sequence[Point], most: int) -> list[Point]:
+    """At most ``most`` of the points, evenly over the run.
+
+    ``-shm`` is left out, for no recovery reads it; of a burst of writes to one file the first stands for the others,
+    as SQLite takes a transaction for written only with its last page.
+    """
+    bursts = {p for before, p in pairwise(points) if p.name == before.name == "pwrite64" and p.path == before.path}
+    telling = [p for p in points if p not in bursts and not p.path.endswith("-shm")]
+    return [telling[i * len(telling) // most] for i in range(most)] if len(telling) > most else telling

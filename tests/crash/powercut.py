@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from crash import checker, trace
+from crash.killsweep import copy
 from crash.server import CALLS, Server, acknowledged
 
 SECTOR = 512
@@ -25,7 +26,7 @@ Image = dict[str, bytes | None]
 
 @dataclass
 class File:
-    """``flushed`` is what no power cut takes away; ``pending`` are ``(offset, data)`` writes and ``(size, None)`` cuts."""
+    """``flushed`` survives any power cut; ``pending`` are ``(offset, data)`` writes and ``(size, None)`` cuts."""
 
     flushed: bytes = b""
     live: bytearray = field(default_factory=bytearray)
@@ -252,9 +253,8 @@ class Cut:
 
 
 def record(server: Server, seed: Path, home: Path, *, bug: str = "", lying: bool = False) -> list[trace.Call]:
-    """Run the program on a copy of ``seed`` and return what it did.  A ``lying`` disk flushes nothing and says it did."""
-    shutil.rmtree(home, ignore_errors=True)
-    shutil.copytree(seed, home)
+    """Run the program on a copy of ``seed``; return what it did.  A ``lying`` disk flushes nothing and says it did."""
+    copy(seed, home)
     log = home.with_name("trace")
     inject = ["-e", "inject=fsync,fdatasync:retval=0"] if lying else []
     ended = server.run(home, bug=bug, strace=[
@@ -264,7 +264,7 @@ def record(server: Server, seed: Path, home: Path, *, bug: str = "", lying: bool
 
 
 def cuts(calls: Sequence[trace.Call], home: Path, seed: Path, rounds: int, number: int = 8) -> Iterator[Cut]:
-    """Distinct disks: at every call the four extremes (data and names, each lost or kept) and ``rounds`` random ones."""
+    """Distinct disks: at every call the four extremes (data and names, each lost or kept) and ``rounds`` at random."""
     disk, said, seen = Disk(home, seed), b"", set()
     chance = random.Random(number)
     lucks = [Luck(w, n, chance) for w in (0, 1) for n in (0, 1)] + [Luck(0.5, 0.5, chance)] * rounds
@@ -276,9 +276,11 @@ def cuts(calls: Sequence[trace.Call], home: Path, seed: Path, rounds: int, numbe
         acked = tuple(acknowledged(said.decode()))
         for luck in lucks:
             image = disk.image(luck)
-            digest = hashlib.sha256(repr((len(acked), sorted(image.items()))).encode()).digest()
-            if digest not in seen:
-                seen.add(digest)
+            digest = hashlib.blake2b(str(len(acked)).encode())
+            for name, content in sorted(image.items()):
+                digest.update(f"\0{name}\0{'/' if content is None else len(content)}\0".encode() + (content or b""))
+            if digest.digest() not in seen:
+                seen.add(digest.digest())
                 yield Cut(image, acked, f"{call.name} {call.ordinal} {call.path.removeprefix(str(home))}")
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from so8t_fsm import artifacts, child, store, supervisor
 from so8t_fsm.attempt import Attempt
+from so8t_fsm.commits import Commits
 
 _PR_SET_PTRACER, _ANYBODY = 0x59616D61, ctypes.c_ulong(-1)
 
@@ -72,6 +73,20 @@ def _die_before(step: str) -> None:
     InlineAttempt.start = dying  # type: ignore[method-assign]
 
 
+def _row_before_directory() -> None:
+    """The row first, the rename when the step's leftovers are swept: as if the two were swapped."""
+    late: list[Callable[[], None]] = []
+    publish, sweep = Commits.publish, Commits.sweep
+
+    def swept(self: Commits, run: Any, step: str) -> None:
+        while late:
+            late.pop()()
+        sweep(self, run, step)
+
+    Commits.publish = lambda self, *names: late.append(lambda: publish(self, *names))  # type: ignore[method-assign]
+    Commits.sweep = swept  # type: ignore[method-assign]
+
+
 def _with_synchronous(level: str) -> None:
     prepare = store._prepare_sqlite
 
@@ -85,6 +100,8 @@ def _with_synchronous(level: str) -> None:
 BUGS: dict[str, Callable[[], None]] = {
     "": lambda: None,
     "artefact-not-fsynced": lambda: setattr(artifacts, "fsync_file", lambda path: None),
+    "names-not-flushed": lambda: setattr(artifacts, "fsync_dir", lambda path: None),
+    "row-before-directory": _row_before_directory,
     "synchronous-normal": lambda: _with_synchronous("NORMAL"),
     "synchronous-off": lambda: _with_synchronous("OFF"),
 }
@@ -149,6 +166,7 @@ def _import_everything() -> None:
     import alembic.command  # noqa: F401
     import psutil  # noqa: F401
     import sqlalchemy.dialects.sqlite  # noqa: F401
+
     from so8t_fsm import registry, service  # noqa: F401
     from so8t_fsm.cli import run  # noqa: F401
 

@@ -47,6 +47,12 @@ class Ended:
     def acked(self) -> list[dict[str, object]]:
         return acknowledged(self.stdout)
 
+    @property
+    def messages(self) -> list[str]:
+        """What it told a person on standard output."""
+        facts = [json.loads(line) for line in self.stdout.splitlines()]
+        return [fact["message"] for fact in facts if fact["event"] == "message"]
+
 
 def acknowledged(stdout: str) -> list[dict[str, object]]:
     """The ``entered`` lines of ``so8t resume --json``; a torn last line was not said."""
@@ -62,13 +68,15 @@ class Server:
 
     def __enter__(self) -> Server:
         self._process = subprocess.Popen(
-            [os.path.realpath(sys.executable) if sys.prefix == sys.base_prefix else sys.executable, "-m", "crash.program"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(), cwd=TESTS,
+            [sys.executable, "-m", "crash.program"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=environment(), cwd=TESTS,
         )
         self._folder = Path(tempfile.mkdtemp(prefix="so8t-crash-", dir=quick_folder()))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None,
+    ) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(30)

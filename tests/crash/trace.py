@@ -96,7 +96,8 @@ def _calls(lines: Iterable[str], cwd: str) -> Iterator[Call]:
 
 
 def _call(
-    name: str, ordinal: int, result: int | None, arguments: list[str], result_path: str | None, pretended: bool, cwd: str,
+    name: str, ordinal: int, result: int | None, arguments: list[str], result_path: str | None, pretended: bool,
+    cwd: str,
 ) -> Call:
     def call(**known: object) -> Call:
         return Call(name, ordinal, result, pretended=pretended, **known)  # type: ignore[arg-type]
@@ -110,7 +111,8 @@ def _call(
             return call(fd=result if result is not None else -1, path=opened, flags=arguments[2])
         case "write" | "pwrite64":
             fd, file = _descriptor(arguments[0])
-            return call(fd=fd, path=file, data=_plain(arguments[1]), offset=int(arguments[3]) if name == "pwrite64" else 0)
+            offset = int(arguments[3]) if name == "pwrite64" else 0
+            return call(fd=fd, path=file, data=_plain(arguments[1]), offset=offset)
         case "ftruncate":
             fd, file = _descriptor(arguments[0])
             return call(fd=fd, path=file, offset=int(arguments[1]))

@@ -1,0 +1,126 @@
+"""What can be read off an event: the links of its exception chain, and the numbers in a line of text.  Pure.
+
+A log line that is the last line of a traceback (``httpx2.ReadTimeout: …``) is read as an exception of that type, so a
+rule that names types and numbers holds for the record a child sent and for the log of a program that sent none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from so8t_fsm.events import Event
+from so8t_fsm.rules.model import Selection, holds
+from so8t_fsm.rules.patterns import LONGEST_LINE
+
+LONGEST_CHAIN = 4 * LONGEST_LINE
+
+# A type name with its module, or one that says by its ending what it is.
+RAISED = re.compile(
+    r"^(?:\[?rank ?\d+\]?: ?)?(?:(?:[A-Za-z_]\w*\.)+([A-Z]\w*)|([A-Z]\w*(?:Error|Exception|Timeout|Expired|Interrupt|Exit"
+    r"|Enabled|Failed|Iteration)|Exception|BadZipFile|BadGzipFile))(?:: |:$|$)")
+NO_ERROR = re.compile(r"Warning$")
+ERRNO = re.compile(r"\[?[Ee]rr(?:no|or)(?: code)?[ :=]{1,3}(\d{1,5})\b|(?:^|\()(?:os error|code:) (\d{1,5})\b|\bcode: (\d{1,5}), kind:"
+                   r"|Error\((\d{1,5}), ")
+WINERROR = re.compile(r"\[?Win(?:dows )?Error[ :](\d{1,5})\b|\(?os error (\d{1,5})\b")
+HTTP = re.compile(
+    r"\b([45]\d\d) (?:Client|Server) Error|(?:[Cc]lient|[Ss]erver) error \(?'?([45]\d\d)\b|HTTP ?Error:? ?(?:HTTP Error )?([45]\d\d)\b"
+    r"|[Rr]eturned error: ([45]\d\d)\b|[Ss]tatus[ _]?[Cc]ode:? ?([45]\d\d)\b|\bERROR ([45]\d\d): |HTTP/[\d.]{1,3} ([45]\d\d)\)"
+    r"|^HTTP ([45]\d\d)\b|HTTP response code said error:? ?([45]\d\d)?|[Uu]nexpected status code:? ([45]\d\d)")
+RETRY_AFTER = re.compile(r"[Rr]etry[- ][Aa]fter:? (\d{1,6})")
+
+
+@dataclass(frozen=True)
+class Link:
+    """One exception of a chain, or what a line of text says of one."""
+
+    names: frozenset[str]
+    http_status: int | None = None
+    errno: int | None = None
+    winerror: int | None = None
+
+
+def _number(pattern: re.Pattern[str], text: str) -> int | None:
+    match = pattern.search(text)
+    return next((int(group) for group in match.groups() if group), None) if match else None
+
+
+def raised(line: str) -> str | None:
+    """The type of the exception that a line is the last line of, if it is one."""
+    match = RAISED.match(line)
+    name = (match[1] or match[2]) if match else None
+    return None if name is None or NO_ERROR.search(name) else name
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """An event, prepared for being matched against many rules."""
+
+    event: Event
+
+    @cached_property
+    def text(self) -> str:
+        return self.event.text[:LONGEST_CHAIN if self.event.source == "exception" else LONGEST_LINE]
+
+    @cached_property
+    def links(self) -> tuple[Link, ...]:
+        record = self.event.exception
+        if record is not None:
+            return tuple(_link(link) for link in record.get("chain") or [record])
+        if self.event.source not in ("log", "probe"):
+            return ()
+        name = raised(self.text)
+        return (Link(frozenset((name,) if name else ()), _number(HTTP, self.text), _number(ERRNO, self.text),
+                     _number(WINERROR, self.text)),)
+
+    @cached_property
+    def declared(self) -> str | None:
+        """The failure state that the step itself named."""
+        return str(self.event.exception.get("state") or "") or None if self.event.exception else None
+
+    @cached_property
+    def retry_after(self) -> float | None:
+        """Seconds that the other side asked to wait."""
+        chain = (self.event.exception or {}).get("chain") or []
+        said = [float(link["retry_after"]) for link in chain if link.get("retry_after") is not None]
+        found = RETRY_AFTER.search(self.text)
+        return max(said, default=float(found[1]) if found else None)
+
+    def shows(self, selection: Selection) -> bool:
+        """Do all keys of a selection hold?"""
+        event, text = self.event, self.text
+        if selection.exit_code and not holds(selection.exit_code, event.exit_code):
+            return False
+        if selection.signal and not holds(selection.signal, event.signal):
+            return False
+        if selection.silence is not None and (event.quiet is None or event.quiet < selection.silence):
+            return False
+        if selection.declares and self.declared not in selection.declares:
+            return False
+        if selection.message_contains and not any(part in text for part in selection.message_contains):
+            return False
+        if selection.message_startswith and not text.startswith(selection.message_startswith):
+            return False
+        if selection.message_re and not any(pattern.search(text) for pattern in selection.message_re):
+            return False
+        return not selection.of_link or any(_fits(selection, link) for link in self.links)
+
+
+def _link(record: Mapping[str, Any]) -> Link:
+    # Rust's errors carry the operating system's number only in their text.
+    text = str(record.get("message") or "")
+    names = frozenset((str(record.get("type")), *record.get("bases", ())))
+    return Link(names, record.get("http_status") or _number(HTTP, text), record.get("errno") or _number(ERRNO, text),
+                record.get("winerror") or _number(WINERROR, text))
+
+
+def _fits(selection: Selection, link: Link) -> bool:
+    return (
+        (not selection.exception or bool(selection.exception & link.names))
+        and (not selection.http_status or holds(selection.http_status, link.http_status))
+        and (not selection.errno or holds(selection.errno, link.errno))
+        and (not selection.winerror or holds(selection.winerror, link.winerror))
+    )

@@ -1,0 +1,49 @@
+"""Which rule an event belongs to: files in name order, rules in order, the first that matches.  Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from so8t_fsm.events import Event
+from so8t_fsm.rules.evidence import Evidence
+from so8t_fsm.rules.model import Rule, RuleSet
+from so8t_fsm.states import FAILURES
+
+
+@dataclass(frozen=True)
+class Match:
+    """A rule and the event it holds for."""
+
+    rule: Rule
+    event: Event
+    retry_after: float | None = None
+    declared: bool = False
+    """Did the step itself name the state?"""
+
+
+def fits(rule: Rule, evidence: Evidence) -> bool:
+    """Does one rule hold for an event?  What a source does not know excludes nothing: a foreign log has no step."""
+    event = evidence.event
+    return (
+        event.source in rule.sources
+        and (not rule.steps or event.step is None or event.step in rule.steps)
+        and rule.condition.holds(lambda name: evidence.shows(rule.selections[name]))
+    )
+
+
+def matches(rule_set: RuleSet, event: Event) -> Iterator[Match]:
+    """All rules that hold for an event, in order.
+
+    A step that names the state it failed in is believed: rules for other states are not asked.
+    """
+    evidence = Evidence(event)
+    said = evidence.declared if evidence.declared in FAILURES else None
+    for rule in rule_set.rules:
+        if (said is None or rule.state == said) and fits(rule, evidence):
+            yield Match(rule, event, evidence.retry_after, said is not None)
+
+
+def match(rule_set: RuleSet, event: Event) -> Match | None:
+    """The first rule that holds for an event, whether or not its lines are harmless; None when no rule knows it."""
+    return next(matches(rule_set, event), None)

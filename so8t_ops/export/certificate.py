@@ -1,0 +1,43 @@
+"""What came from what: one page of hashes that ties the result to its sources."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from so8t_fsm.step import StepContext, artifacts
+from so8t_ops.export.weights import Weights
+from so8t_ops.model.load import base_folder, read_model_json
+
+LIBRARIES = ("torch", "transformers", "peft", "gguf", "safetensors")
+
+
+def certificate(ctx: StepContext, weights: Weights) -> dict[str, Any]:
+    """Hashes of the base, the adapters, the merged tensors and the GGUF files, with the libraries' versions.
+
+    ``tensors`` is sha256 over each tensor's name, shape and float32 bytes in the order of
+    :meth:`so8t_ops.export.weights.Weights.names`; it does not depend on how they are split into files.
+    """
+    training = ctx.inputs["training"]
+    facts = read_model_json(training)
+    digest = hashlib.sha256()
+    for name in weights:
+        array = weights.get(name)
+        digest.update(f"{name} {list(array.shape)}\n".encode())
+        digest.update(array.tobytes())
+    return {
+        "inputs": dict(sorted(ctx.identities.items())),
+        "base": {"name": facts["base"], "revision": facts.get("revision"),
+                 "files": _hashes(base_folder(training), "*.safetensors")},
+        "adapters": {variant: _hashes(training / str(folder), "*.safetensors")
+                     for variant, folder in sorted(facts["adapters"].items())},
+        "merged": {"tensors": digest.hexdigest(), "count": len(weights)},
+        "gguf": _hashes(ctx.out / "gguf", "*.gguf"),
+        "libraries": {name: version(name) for name in LIBRARIES},
+    }
+
+
+def _hashes(folder: Path, pattern: str) -> dict[str, str]:
+    return {path.name: artifacts.hash_file(path)[0] for path in sorted(folder.glob(pattern))}
