@@ -160,7 +160,7 @@ def _force(
         # To force a committed step is to want it done again.
         tx.mark(artifact, run.id, forced.step, live[forced.step].n, status="superseded")
     if forced.step:
-        tx.observe_progress(run.id, f"step:{forced.step}", None)
+        tx.observe_progress(run.id, forced.step, None)
     columns: dict[str, Any] = {"incident": None, "next_retry_at": None, "step": forced.step, "attempt": 0}
     if dest == "backing_off":
         columns["next_retry_at"] = now()

@@ -72,8 +72,11 @@ class Layers:
 
     def step_names(self) -> tuple[str, ...]:
         """The steps as far as the layers say so yet; nonsense is reported later, with everything else."""
+        automation = self.values.get("automation")
+        # The steps alone: a mistake beside them must not make their sections look unknown.
+        known = {"steps": automation["steps"]} if isinstance(automation, Mapping) and "steps" in automation else {}
         try:
-            return AutomationSettings.model_validate(self.values.get("automation") or {}).steps
+            return AutomationSettings.model_validate(known).steps
         except ValidationError:
             return AutomationSettings().steps
 

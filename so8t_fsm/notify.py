@@ -82,52 +82,40 @@ def _service(url: str) -> str:
 
 def _send(url: str, title: str, body: str, severity: Severity) -> str | None:
     """None when it was delivered, else why not (not yet redacted)."""
-    capture = _Capture()
     try:
+        _quiet_libraries()
         import apprise
 
-        logger = _silence_libraries()
-        logger.addHandler(capture)
-        try:
-            service = apprise.Apprise(asset=apprise.AppriseAsset(app_id="SO8T", async_mode=False))
-            if not service.add(url):
-                return "apprise does not know this service URL; see its list of services for the form"
-            kinds = {"info": apprise.NotifyType.INFO, "warning": apprise.NotifyType.WARNING,
-                     "critical": apprise.NotifyType.FAILURE}
-            if service.notify(body=body, title=title, notify_type=kinds[severity]):
-                return None
-        finally:
-            logger.removeHandler(capture)
+        _complaints.last = ""
+        # The service itself, not an ``Apprise`` of one: that may send from a thread of its own, out of our filter.
+        service = apprise.Apprise.instantiate(url, asset=apprise.AppriseAsset(app_id="SO8T", async_mode=False))
+        if service is None:
+            return "apprise cannot use this service URL; see its list of services for the form and what it needs"
+        kinds = {"info": apprise.NotifyType.INFO, "warning": apprise.NotifyType.WARNING,
+                 "critical": apprise.NotifyType.FAILURE}
+        if service.notify(body=body, title=title, notify_type=kinds[severity]):
+            return None
     except Exception as error:  # a plugin may raise anything; the run goes on
         return f"{type(error).__name__}: {error}"
-    return capture.last or "the service refused it"
+    return str(_complaints.last) or "the service refused it"
 
 
-class _Capture(logging.Handler):
-    """Keeps apprise's last complaint of this thread: it names the cause, which ``notify()`` itself does not return."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.last = ""
-        self._thread = threading.get_ident()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.thread == self._thread:
-            self.last = record.getMessage()
+_complaints = threading.local()
+"""apprise's last complaint in this thread: it names the cause, which ``notify()`` itself does not return."""
 
 
-def _not_ours(record: logging.LogRecord) -> bool:
-    return not (record.threadName or "").startswith(THREAD_NAME)
+def _keep_to_ourselves(record: logging.LogRecord) -> bool:
+    """A filter: what is logged while we send, with URLs in it, goes no further than the failure's redacted line."""
+    if not (record.threadName or "").startswith(THREAD_NAME):
+        return True
+    if record.name == "apprise" and record.levelno >= logging.WARNING:
+        _complaints.last = record.getMessage()
+    return False
 
 
-def _silence_libraries() -> logging.Logger:
-    """Keep URLs out of our logs: apprise prints a malformed URL whole, urllib3 prints every path at DEBUG."""
-    logger = logging.getLogger("apprise")
-    logger.propagate = False
-    if not logger.handlers:
-        logger.addHandler(logging.NullHandler())  # else Python's last-resort handler prints it to stderr
-    for name in ("urllib3.connectionpool", "urllib3.util.retry", "requests_oauthlib"):
-        other = logging.getLogger(name)
-        if _not_ours not in other.filters:
-            other.addFilter(_not_ours)
-    return logger
+def _quiet_libraries() -> None:
+    """apprise prints a malformed URL whole, and urllib3 every path at DEBUG."""
+    for name in ("apprise", "urllib3.connectionpool", "urllib3.util.retry", "requests_oauthlib.oauth1_session"):
+        logger = logging.getLogger(name)
+        if _keep_to_ourselves not in logger.filters:
+            logger.addFilter(_keep_to_ourselves)

@@ -55,9 +55,18 @@ def step_class(name: str) -> type[Step]:
 
 
 def sections(names: Sequence[str] | None = None) -> Mapping[str, type[Settings]]:
-    """Every configuration section: the machine's own and those the steps bring.  Loads the steps' modules."""
+    """Every configuration section: the machine's own and those the installed steps bring.
+
+    ``names`` are the steps a run is made of: they must load.  Another installed step that doesn't is left out.
+    """
     result: dict[str, type[Settings]] = {}
-    for name in names if names is not None else sorted(installed(), key=_place):
+    for name in sorted(installed(), key=_place):
+        try:
+            result.update(step_class(name).sections)
+        except StepUnknown:
+            if names is None or name in names:
+                raise
+    for name in names or ():
         result.update(step_class(name).sections)
     return {**result, **MACHINE_SECTIONS}
 

@@ -6,6 +6,7 @@ import getpass
 import json
 import logging
 import logging.handlers
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,11 +18,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from so8t_fsm import commits as commits_module
 from so8t_fsm import config, host, lease, notify, registry, runs
+from so8t_fsm.handle import Reporter, RunHandle
 from so8t_fsm.schema import attempt as attempt_table
 from so8t_fsm.statedir import explain, open_state
 from so8t_fsm.states import WORKING, Facts, Plan, Refused, plan
 from so8t_fsm.store import Fenced, Run, Store, is_damage, is_disk_trouble
-from so8t_fsm.supervisor import EXIT_OK, EXIT_PERSON, EXIT_STOPPED, Reporter, Supervisor
+from so8t_fsm.supervisor import EXIT_OK, EXIT_PERSON, EXIT_STOPPED, Supervisor
 
 LEASE_SECONDS = 30.0
 DEFAULT_CONFIG = "configs/complete_so8t_pipeline.yaml"
@@ -216,13 +218,15 @@ class _Resumption:
         write, close = open_log(logs, self.run, snapshot)
         secrets = self.loaded or snapshot
         urls = [url.get_secret_value() for url in secrets.notifications.urls]
+        if secrets.notifications.desktop:
+            urls.append({"win32": "windows://", "darwin": "macosx://"}.get(sys.platform, "dbus://"))
         try:
-            supervisor = Supervisor(
+            handle = RunHandle(
                 self.store, self.held, self.home, self.run, snapshot, self.reporter, self.signals, write,
                 lambda severity, title, body: self._notify(urls, severity, title, body, snapshot),
             )
             with host.keep_awake():
-                code = supervisor.drive()
+                code = Supervisor(handle).drive()
             if code == EXIT_OK:
                 self._notify(urls, "info", f"SO8T: run {self.run.id} is completed", "", snapshot)
             return code
@@ -327,7 +331,7 @@ class _Resumption:
                     "put it right and run `so8t resume --retry`")
                 return False
             with self.store.fenced(self.held.epoch, self.held.seconds) as tx:
-                tx.observe_progress(self.run.id, f"step:{self.run.step}", None)
+                tx.observe_progress(self.run.id, str(self.run.step), None)
             self._move(plan("needs_attention", "resume", self._facts()), "a person says: try again", operator(),
                        incident=None)
         return True

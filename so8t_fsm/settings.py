@@ -108,10 +108,12 @@ class ResourceSettings(Settings):
     poll_interval: Duration = Field(
         default=30.0, gt=0, description="How often a waiting run looks whether it may go on.")
     hub_endpoints: tuple[str, ...] = Field(
-        (), description="Addresses of the Hub and its mirrors, the first one in use; empty means the client's own default. "
+        default=(),
+        description="Addresses of the Hub and its mirrors, the first one in use; empty means the client's own default. "
         "Recovery may switch to the next.")
     second_storage: str = Field(
-        "", description="A directory on another disk to which recovery may move checkpoints and artefacts when this one "
+        default="",
+        description="A directory on another disk to which recovery may move checkpoints and artefacts when this one "
         "is full; empty means none.")
     probe_interval: Duration = Field(
         default=10.0, gt=0, description="How often disk, memory and GPU are measured while a step runs.")

@@ -229,7 +229,7 @@ class Tx:
         )
 
     def count_failure(self, run_id: str, key: str, reached: float | None = None) -> int:
-        """Add one failure without progress to a ledger, remembering how far the work had come.  Returns the count."""
+        """Add one failure without progress to a ledger (``<step>/<what is counted>``), remembering how far the work had come.  Returns the count."""
         row = self.connection.execute(
             sa.select(ledger.c.failures, ledger.c.position).where(ledger.c.run_id == run_id, ledger.c.key == key)
         ).first()
@@ -245,9 +245,9 @@ class Tx:
         )
         return int(row.failures) + 1
 
-    def observe_progress(self, run_id: str, key: str, position: float | None) -> None:
-        """Clear a ledger when the work has gone further than ever before; ``None`` clears it without condition."""
-        query = sa.update(ledger).where(ledger.c.run_id == run_id, ledger.c.key == key)
+    def observe_progress(self, run_id: str, step: str, position: float | None) -> None:
+        """Clear a step's ledgers when its work has gone further than ever before; ``None`` clears them in any case."""
+        query = sa.update(ledger).where(ledger.c.run_id == run_id, ledger.c.key.startswith(f"{step}/", autoescape=True))
         if position is not None:
             query = query.where(sa.or_(ledger.c.position.is_(None), ledger.c.position < position))
         values = {"failures": 0, "updated_at": now()} | ({} if position is None else {"position": position})

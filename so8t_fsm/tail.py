@@ -1,22 +1,40 @@
-"""Reading a growing log from where it was left: rotation, truncation, half lines, three encodings.
+"""Reading growing logs from where they were left: rotation, truncation, half lines, three encodings, a crash.
 
-Nothing here remembers: a :class:`Mark` goes in, batches of lines with the next mark come out, and whoever stores the
-mark stores in the same transaction what the lines meant.  So no line is lost and none counts twice, whatever dies.
+A file is known by its inode and by what was already read of it, never by its name alone: renaming ``a.log`` to
+``a.log.1`` moves nothing and loses nothing, however many rotations lie between two looks.  :class:`Logs` decides
+nothing and stores nothing: it hands out a :class:`Batch` of lines, and whoever stores what the lines mean stores
+:attr:`Logs.marks` in the same transaction.  So no line is lost and none counts twice, whatever dies.
 """
 
 from __future__ import annotations
 
-import codecs
+import fnmatch
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+import re
+import stat
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
+
+from so8t_fsm.encodings import decode, guess_encoding, line_end, whole_characters
+from so8t_fsm.host_shared import open_shared
 
 CHUNK = 1 << 20
+"""Bytes of one batch: what one log may take before the next one has its turn."""
 LONGEST_LINE = 64 << 10
-"""A line longer than this is delivered in pieces, so that a log without line ends can't fill the memory."""
-HEAD = 256
+"""A longer line is delivered in pieces, so that a log without line ends can't fill the memory."""
+EDGE = 256
+"""Bytes at both ends of what was read, by which a file is known again."""
+HASH = 24
+RELISTS = 5
+
+GENERATION = re.compile(
+    r"(?P<log>.+?)"
+    r"(?:\.(?P<number>\d{1,4})|[.-](?P<date>\d{4}-?\d\d-?\d\d(?:[T_-]?\d\d[-:]?\d\d(?:[-:]?\d\d)?)?))?", re.S)
+LOGURU = re.compile(r"(?P<stem>.+)\.(?P<date>\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_\d{6})(?P<suffix>\.\w+)", re.S)
 
 
 @dataclass(frozen=True)
@@ -24,25 +42,26 @@ class Mark:
     """How far a file was read.
 
     Attributes:
-        file: device and inode, so that a renamed file is known again.
-        head: hash of its first bytes, and how many they were: a file that was emptied and filled anew, or an inode
-            that was given to another file, has another head.
-        offset: bytes read; always the start of a line.
+        name: what the file was last called.
+        file: its inode; a device's number may change with every boot, so it is no part of it.
+        edges: hashes of the first and of the last :data:`EDGE` bytes before ``offset``.
+        offset: bytes read.
         line: number of the line at ``offset``, from 1.
-        encoding: what its first bytes said.
+        at: when; seconds since the epoch.
     """
 
+    name: str
     file: str
-    head: str
-    head_bytes: int
+    edges: str = ""
     offset: int = 0
     line: int = 1
     encoding: str = "utf-8"
+    at: float = 0.0
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a log, without its end."""
+    """One line of a log, or a piece of a very long one, without its end."""
 
     number: int
     text: str
@@ -50,139 +69,260 @@ class Line:
 
 @dataclass(frozen=True)
 class Batch:
-    """Lines that belong together, and the mark that is true once they have been taken in."""
+    """What was read of one file.  ``log`` is the name the file had before it was rotated."""
 
     path: Path
+    log: str
     lines: tuple[Line, ...]
-    mark: Mark
+    size: int
 
 
-def read(path: Path, mark: Mark | None, *, wanted: Callable[[bytes], bool] | None = None,
-         final: bool = False) -> Iterator[Batch]:
-    """Everything that was written since ``mark``, in batches of about a mebibyte.
+@dataclass(frozen=True)
+class _Found:
+    """A file as the directory listed it."""
 
-    A file that was rotated away is finished first, from the sibling that has it now.  ``wanted`` may say of a whole
-    chunk of bytes that no line in it matters: its lines are then counted, not delivered.  With ``final`` a last line
-    without an end is delivered too; else it waits for its rest.
+    path: Path
+    file: str
+    size: int
+    changed: float
 
-    Raises:
-        OSError: the file can't be read (a missing one yields nothing).
+
+def _age(found: _Found) -> tuple[int, str, int]:
+    return _generation(found.path.name)[1]
+
+
+def log_of(name: str, patterns: Sequence[str] = ("*.log",)) -> str | None:
+    """The log that a file is a generation of: ``a.log`` for ``a.log.3`` or ``a.log-20261122``; None: no log of ours."""
+    log = _generation(name)[0]
+    for candidate in (log, name):
+        if any(fnmatch.fnmatch(candidate, pattern) for pattern in patterns):
+            return candidate
+    return None
+
+
+def _generation(name: str) -> tuple[str, tuple[int, str, int]]:
+    """A file's log, and its age: sorted by it, the oldest generation comes first and the present one last."""
+    loguru = LOGURU.fullmatch(name)
+    if loguru is not None:
+        return loguru["stem"] + loguru["suffix"], (0, loguru["date"], 0)
+    match = GENERATION.fullmatch(name)
+    if match is None or (match["number"] is None and match["date"] is None):
+        return name, (2, "", 0)
+    return match["log"], (0, match["date"], 0) if match["date"] else (1, "", -int(match["number"]))
+
+
+class Logs:
+    """All logs of one directory, each read on from its mark.
+
+    Attributes:
+        marks: how far every file was read, by inode.  Store it with what the lines meant; after a crash, or when
+            storing failed, go on with what was stored.
+        problems: why a file can't be read now, by name.
     """
-    try:
-        stream = path.open("rb")
-    except FileNotFoundError:
-        return
-    with stream:
-        fresh = _identify(stream.fileno())
-        if mark is not None and not _same(stream.fileno(), fresh, mark):
-            if fresh.file != mark.file:
-                for sibling in _siblings(path, mark):
-                    yield from _rest(sibling, mark, path, wanted, True)
-            mark = None
-        if mark is None or os.fstat(stream.fileno()).st_size < mark.offset:
-            mark = fresh
-        elif mark.head_bytes < fresh.head_bytes:
-            mark = replace(mark, head=fresh.head, head_bytes=fresh.head_bytes)
-        stream.seek(mark.offset)
-        yield from _lines(stream, mark, path, wanted, final)
 
+    def __init__(
+        self, directory: Path, marks: Iterable[Mark] = (), *, patterns: Sequence[str] = ("*.log",),
+        wanted: Callable[[bytes], bool] | None = None, booted: float = 0.0, inodes: bool = True,
+    ) -> None:
+        """
+        Args:
+            wanted: says of a chunk in UTF-8 whether any line in it may matter; if not, its lines are only counted.
+            booted: when this computer started.  A file that is shorter than it was before that lost its end in the
+                power cut; it did not begin anew.
+            inodes: whether an inode stays with its file; not so on some network drives, where only the contents tell.
+        """
+        self.directory = directory
+        self.marks = {mark.file: mark for mark in marks}
+        self.problems: dict[str, str] = {}
+        self.wanted = wanted
+        self._patterns = tuple(patterns)
+        self._booted = booted
+        self._inodes = inodes
 
-def _rest(path: Path, mark: Mark, name: Path, wanted: Callable[[bytes], bool] | None, final: bool) -> Iterator[Batch]:
-    with path.open("rb") as stream:
-        stream.seek(mark.offset)
-        yield from _lines(stream, mark, name, wanted, final)
+    def names(self) -> list[str]:
+        """Every log there is now, the one that was written last at the end.
 
+        Raises:
+            OSError: the directory can't be read.
+        """
+        latest: dict[str, float] = {}
+        for found in self._list():
+            log = log_of(found.path.name, self._patterns)
+            if log is not None:
+                latest[log] = max(latest.get(log, 0.0), found.changed)
+        return sorted(latest, key=lambda log: (latest[log], log))
 
-def _lines(stream: object, mark: Mark, path: Path, wanted: Callable[[bytes], bool] | None,
-           final: bool) -> Iterator[Batch]:
-    read_bytes: Callable[[int], bytes] = stream.read  # type: ignore[attr-defined]
-    end = {"utf-16-le": b"\n\0", "utf-16-be": b"\0\n"}.get(mark.encoding, b"\n")
-    kept = b""
-    while True:
-        block = read_bytes(CHUNK)
-        data = kept + block
-        cut = _last_end(data, end) if block or not final else len(data)
-        if cut == 0 and len(data) > LONGEST_LINE:
-            cut = len(data) - len(data) % len(end)
-        body, kept = data[:cut], data[cut:]
-        if body:
-            number = mark.line
-            count = body.count(end) if len(end) == 1 else _count_wide(body, end)
-            mark = replace(mark, offset=mark.offset + len(body), line=number + count)
-            lines: tuple[Line, ...] = ()
-            if wanted is None or wanted(body if len(end) == 1 else _decode(body, mark.encoding).encode()):
-                lines = tuple(
-                    Line(number + i, text.lstrip("\ufeff")) for i, text in enumerate(_texts(body, mark.encoding)))
-            yield Batch(path, lines, mark)
-        if not block:
-            return
+    def take(self, log: str, settled: float = float("inf")) -> Batch | None:
+        """The next lines of a log, from the oldest generation that has unread ones; None when all is read.
 
+        A last line without an end waits for its rest, unless its writer has moved on to a new file or has written
+        nothing for ``settled`` seconds.
 
-def _texts(body: bytes, encoding: str) -> list[str]:
-    if encoding.startswith("utf-16"):
-        return _decode(body, encoding).splitlines()
-    return [_decode(line.rstrip(b"\r"), encoding) for line in body.removesuffix(b"\n").split(b"\n")]
+        Raises:
+            OSError: the directory can't be read.
+        """
+        for _ in range(RELISTS):
+            listed = self._list()
+            generations = sorted((found for found in listed if self._log(found.path.name) == log), key=_age)
+            try:
+                for i, found in enumerate(generations):
+                    batch = self._attempt(found, log, generations[i + 1:], settled)
+                    if batch is not None:
+                        return batch
+            except _Renamed:
+                continue  # the directory changed under our eyes: an older generation may have unread lines now
+            if generations:
+                self._forget(log, {found.file for found in listed})
+            return None
+        return None
 
+    def _log(self, name: str) -> str | None:
+        return log_of(name, self._patterns)
 
-def _decode(line: bytes, encoding: str) -> str:
-    """UTF-8 where it is, else the code page of a Japanese Windows console, else with marks for what it can't be."""
-    if encoding.startswith("utf-16"):
-        return line.decode(encoding, "replace")
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError:
+    def _list(self) -> list[_Found]:
+        found: dict[str, _Found] = {}
+        with os.scandir(self.directory) as entries:
+            for entry in entries:
+                try:
+                    status = os.stat(entry.path)  # on Windows an entry's own status lacks the inode
+                except OSError:
+                    continue
+                file = str(status.st_ino)
+                if stat.S_ISREG(status.st_mode) and not (entry.is_symlink() and file in found):
+                    found[file] = _Found(Path(entry.path), file, status.st_size, status.st_mtime)
+        return list(found.values())
+
+    def _forget(self, log: str, here: set[str]) -> None:
+        for file, mark in list(self.marks.items()):
+            if file not in here and self._log(mark.name) == log:
+                del self.marks[file]
+
+    def _attempt(self, found: _Found, log: str, newer: list[_Found], settled: float) -> Batch | None:
+        final = any(each.size for each in newer) or time.time() - found.changed > settled
         try:
-            return line.decode("cp932")
-        except UnicodeDecodeError:
-            return line.decode("utf-8", "replace")
+            batch = self._read(found, log, newer, final)
+        except FileNotFoundError:
+            raise _Renamed from None
+        except OSError as error:
+            self.problems[found.path.name] = error.strerror or type(error).__name__
+            return None
+        self.problems.pop(found.path.name, None)
+        return batch
+
+    def _read(self, found: _Found, log: str, newer: list[_Found], final: bool) -> Batch | None:
+        with open_shared(found.path) as stream:
+            mark = self._resolve(stream, found, _size(stream, found), log, newer)
+            if mark is None:
+                return None
+            stream.seek(mark.offset)
+            data = stream.read(CHUNK)
+            end = line_end(mark.encoding)
+            body = data[:_cut(data, end, mark.encoding, final and len(data) < CHUNK)]
+            offset = mark.offset + len(body)
+            if offset or found.file in self.marks:
+                self.marks[found.file] = replace(
+                    mark, name=found.path.name, edges=_edges(stream, offset), offset=offset,
+                    line=mark.line + _count(body, end), at=time.time() if body else mark.at)
+            return Batch(found.path, log, self._lines(body, mark), len(body)) if body else None
+
+    def _resolve(self, stream: BinaryIO, found: _Found, size: int, log: str, newer: list[_Found]) -> Mark | None:
+        """The mark to read a file on from; None for a copy of what is read elsewhere."""
+        own = self.marks.get(found.file)
+        if own is not None and own.offset:
+            if _fits(stream, size, own):
+                return own
+            left = min(size, own.offset)
+            if own.at < self._booted and left >= EDGE and _edges(stream, left)[:HASH] == own.edges[:HASH]:
+                return replace(own, offset=left, edges=_edges(stream, left), line=1 + _lines_before(stream, left, own))
+        elif own is None and size:
+            for other in newer:
+                # The writer's log is copied and then emptied in place.  Until it is emptied, the copy is not ours to
+                # read; from then on it is where the original was left.
+                mark = self.marks.get(other.file)
+                if mark is not None and mark.offset:
+                    with open_shared(other.path) as original:
+                        length = _size(original, other)
+                        if size <= length and _edges(stream, size) == _edges(original, size):
+                            return None
+                        if not _fits(original, length, mark) and _fits(stream, size, mark):
+                            return replace(mark, file=found.file)
+        if not self._inodes:
+            alike = [m for m in self.marks.values() if m.offset and self._log(m.name) == log and _fits(stream, size, m)]
+            if alike:
+                return replace(max(alike, key=lambda m: m.offset), file=found.file)
+        stream.seek(0)
+        return Mark(found.path.name, found.file, _edges(stream, 0), encoding=guess_encoding(stream.read(EDGE)))
+
+    def _lines(self, body: bytes, mark: Mark) -> tuple[Line, ...]:
+        wide = mark.encoding.startswith("utf-16")
+        if self.wanted is not None and not self.wanted(decode(body, mark.encoding).encode() if wide else body):
+            return ()
+        if wide:
+            texts = decode(body, mark.encoding).split("\n")
+        else:
+            texts = [decode(line, mark.encoding) for line in body.split(b"\n")]
+        if not texts[-1]:
+            texts.pop()
+        return tuple(
+            Line(mark.line + i, piece)
+            for i, text in enumerate(texts) for piece in _pieces(text.removeprefix("\ufeff").rstrip("\r"))
+        )
 
 
-def _last_end(data: bytes, end: bytes) -> int:
+class _Renamed(Exception):
+    """Between listing and opening, the name went to another file."""
+
+
+def _size(stream: BinaryIO, found: _Found) -> int:
+    status = os.fstat(stream.fileno())
+    if str(status.st_ino) != found.file:
+        raise _Renamed
+    return status.st_size
+
+
+def _pieces(text: str) -> list[str]:
+    if "\0" in text:  # where a power cut hit, some file systems leave a hole
+        text = text.replace("\0", "")
+    if len(text) <= LONGEST_LINE:
+        return [text]
+    return [text[at:at + LONGEST_LINE] for at in range(0, len(text), LONGEST_LINE)]
+
+
+def _cut(data: bytes, end: bytes, encoding: str, final: bool) -> int:
+    """How many bytes of ``data`` can be delivered: up to the last line end, or all where no more is to come."""
+    if final:
+        return len(data)
     at = data.rfind(end)
-    while len(end) == 2 and at > 0 and at % 2:
-        at = data.rfind(end, 0, at + 1)
-    return at + len(end) if at >= 0 else 0
+    while at % len(end) and at > 0:
+        at = data.rfind(end, 0, at + len(end) - 1)
+    if at >= 0 and at % len(end) == 0:
+        return at + len(end)
+    return whole_characters(data, encoding) if len(data) > LONGEST_LINE else 0
 
 
-def _count_wide(body: bytes, end: bytes) -> int:
-    return sum(body[i:i + 2] == end for i in range(0, len(body), 2))
+def _count(body: bytes, end: bytes) -> int:
+    if len(end) == 1:
+        return body.count(end)
+    return sum(match.start() % 2 == 0 for match in re.finditer(re.escape(end), body))
 
 
-def _identify(descriptor: int) -> Mark:
-    status = os.fstat(descriptor)
-    head = _head(descriptor, HEAD)
-    encoding = "utf-8"
-    if head.startswith(codecs.BOM_UTF16_LE):
-        encoding = "utf-16-le"
-    elif head.startswith(codecs.BOM_UTF16_BE):
-        encoding = "utf-16-be"
-    return Mark(f"{status.st_dev}:{status.st_ino}", _hash(head), len(head), 0, 1, encoding)
+def _fits(stream: BinaryIO, size: int, mark: Mark) -> bool:
+    """Does the file still begin with what was read of it?"""
+    return size >= mark.offset and _edges(stream, mark.offset) == mark.edges
 
 
-def _head(descriptor: int, size: int) -> bytes:
-    position = os.lseek(descriptor, 0, os.SEEK_CUR)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    head = os.read(descriptor, size)
-    os.lseek(descriptor, position, os.SEEK_SET)
-    return head
+def _edges(stream: BinaryIO, offset: int) -> str:
+    stream.seek(0)
+    head = stream.read(min(EDGE, offset))
+    stream.seek(max(0, offset - EDGE))
+    tail = stream.read(min(EDGE, offset))
+    return "-".join(hashlib.sha256(part).hexdigest()[:HASH] for part in (head, tail))
 
 
-def _hash(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
-
-
-def _same(descriptor: int, fresh: Mark, mark: Mark) -> bool:
-    return fresh.file == mark.file and _hash(_head(descriptor, mark.head_bytes)) == mark.head
-
-
-def _siblings(path: Path, mark: Mark) -> list[Path]:
-    """Where the file that ``mark`` speaks of went: ``name.1``, ``name.2026-11-22``, ``name.gz`` is not read."""
-    found = []
-    for candidate in path.parent.glob(f"{path.name}.*"):
-        try:
-            with candidate.open("rb") as stream:
-                if _same(stream.fileno(), _identify(stream.fileno()), mark):
-                    found.append(candidate)
-        except OSError:
-            continue
-    return found[:1]
+def _lines_before(stream: BinaryIO, size: int, mark: Mark) -> int:
+    stream.seek(0)
+    count, left = 0, size
+    while left > 0 and (block := stream.read(min(CHUNK, left))):
+        count += _count(block, line_end(mark.encoding))
+        left -= len(block)
+    return count

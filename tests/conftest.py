@@ -191,7 +191,7 @@ def home(tmp_path: Path) -> Home:
 
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    """A home whose run of all toy steps was never disturbed: what every disturbed one must equal.  Copy, don't touch."""
+    """A home whose run of all toy steps was never disturbed: what every disturbed one must equal."""
     made = Home(tmp_path_factory.mktemp("reference")).configure(ALL)
     made.begin()
     return made

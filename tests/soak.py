@@ -1,7 +1,7 @@
 """Kill a run again and again, at any instant, until it is through; then compare it with one that nobody touched.
 
-``python tests/soak.py --kills 1000`` soaks the toys; ``--config configs/quickstart.yaml --kills 50 --longest 25`` the real
-steps.  What it counts: every kill, every run, and every violation that :mod:`crash.checker` finds after any of them.
+``python tests/soak.py --kills 1000`` soaks the toys, ``--config configs/quickstart.yaml --kills 50 --longest 25`` the
+real steps.  What it counts: every kill, every run, and every violation that :mod:`crash.checker` finds after any.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TOYS = {
     "toy": {"items": 20, "pause": 0.01, "every_checkpoint": True},
 }
 PATIENCE = 10
-"""After so many kills without a new commit the next ones may come twice as late, so that a slow computer gets through."""
+"""After so many kills without a new commit the next may come twice as late, so that a slow computer gets through."""
 
 
 @dataclass

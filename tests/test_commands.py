@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -43,7 +42,7 @@ def test_state_says_the_facts(waiting: Home) -> None:
     assert facts.keys() >= STATE
     assert (facts["state"], facts["step"], facts["attempt"]) == ("needs_attention", "toy_train", 1)
     assert (facts["rev"], facts["epoch"], facts["runner_alive"]) == (len(waiting.history()), 1, False)
-    assert {k: facts["progress"][k] for k in ("total", "unit", "eta_s")} == {"total": 20, "unit": "rounds", "eta_s": None}
+    assert facts["progress"].items() >= {"total": 20, "unit": "rounds", "eta_s": None}.items()
     checkpoint = facts["checkpoint"]
     assert (checkpoint["step"], checkpoint["n"], checkpoint["verified"]) == ("toy_train", 12, True)
     assert datetime.fromisoformat(checkpoint["committed_at"]).utcoffset() is not None
@@ -56,12 +55,11 @@ def test_state_says_the_facts(waiting: Home) -> None:
 
 
 def test_state_of_a_living_run_has_an_eta(home: Home) -> None:
-    home.configure(TRAIN, toy={"pause": 0.5},
-                   automation={"heartbeat_seconds": 0.1})
+    home.configure(TRAIN, toy={"pause": 0.5}, automation={"heartbeat_seconds": 0.1})
     runner = home.start("resume", "--config", home.config)
     try:
-        facts = wait_for(lambda: (f := home.picture())["progress"] and f["step"] == "toy_train" and f["progress"]["eta_s"]
-                         and f, "an eta")
+        wait_for(lambda: home.picture()["step"] == "toy_train" and (home.picture()["progress"] or {}).get("eta_s"), "an eta")
+        facts = home.picture()
         assert facts["runner_alive"] and facts["steps"][2] == {"name": "toy_train", "status": "running"}
         assert 0 < facts["progress"]["done"] < facts["progress"]["total"] == 20
         assert 0 < facts["progress"]["eta_s"] < 60
@@ -84,15 +82,15 @@ def test_state_loads_nothing_heavy(waiting: Home) -> None:
                           env=child_environment(), capture_output=True, text=True, check=True)
     loaded = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
     assert "so8t_fsm" in loaded
-    heavy = {"torch", "transformers", "numpy", "pandas", "datasets", "alembic", "sqlalchemy", "pydantic", "rich", "so8t_toy"}
-    assert not loaded & heavy
+    assert not loaded & {"torch", "transformers", "numpy", "datasets", "alembic", "sqlalchemy", "pydantic", "rich"}
+    assert not loaded & {"so8t_ops", "so8t_toy"}
     assert not [line for line in done.stderr.splitlines() if "|" not in line]
 
 
 def test_state_for_a_person(waiting: Home) -> None:
     out = waiting.so8t("state").stdout
-    for word in ("✓ toy_collect", "✗ toy_train", "needs_attention", "no runner", "/20 rounds", "toy_train #12 at 12, verified",
-                 "crashed: RuntimeError: the toy broke"):
+    for word in ("✓ toy_collect", "✗ toy_train", "needs_attention", "no runner", "/20 rounds",
+                 "toy_train #12 at 12, verified", "crashed: RuntimeError: the toy broke"):
         assert word in out
 
 
@@ -104,7 +102,8 @@ def test_history_tells_the_story(waiting: Home) -> None:
     assert waiting.so8t("history", "--last", "2").stdout.splitlines()[1:] == lines[-2:]
     rows = json.loads(waiting.so8t("history", "--json").stdout)
     assert [row["rev"] for row in rows] == list(range(1, len(rows) + 1))
-    assert rows[0].keys() >= {"rev", "at", "from_state", "to_state", "trigger", "step", "attempt", "who", "reason", "detail"}
+    assert rows[0].keys() >= {
+        "rev", "at", "from_state", "to_state", "trigger", "step", "attempt", "who", "reason", "detail"}
     (run,) = json.loads(waiting.so8t("history", "--runs", "--json").stdout)
     assert (run["id"], run["state"]) == (waiting.run().id, "needs_attention")
 
@@ -125,25 +124,24 @@ def test_graph_draws_the_table_and_lights_the_state(waiting: Home, tmp_path: Pat
 
 
 def test_config_show_says_where_a_value_comes_from(waiting: Home) -> None:
-    shown = json.loads(waiting.so8t("config", "show", "toy", "--config", waiting.config, "--set", "toy.seed=5", "--json",
-                                    SO8T__TOY__ITEMS="7").stdout)
+    command = ("config", "show", "toy", "--config", waiting.config, "--set", "toy.seed=5", "--json")
+    shown = json.loads(waiting.so8t(*command, SO8T__TOY__ITEMS="7").stdout)
     assert shown["toy.seed"] == {"value": 5, "from": "--set"}
     assert shown["toy.items"] == {"value": 7, "from": "environment SO8T__TOY__ITEMS"}
     assert shown["toy.fault"]["value"] == "exception"
     assert shown["toy.fault"]["from"].startswith("configs/toy.yaml:")
     assert shown["toy.pause"] == {"value": 0.0, "from": "default"}
     assert not [key for key in shown if not key.startswith("toy.")]
-    assert "did you mean 'toy.seed'" in waiting.so8t("config", "show", "toy.sed", "--config", waiting.config, expect=2).stderr
+    wrong = waiting.so8t("config", "show", "toy.sed", "--config", waiting.config, expect=2)
+    assert "did you mean 'toy.seed'" in wrong.stderr
 
 
 def test_doctor_names_every_check(waiting: Home) -> None:
-    done = waiting.so8t("doctor", "--config", waiting.config, "--json", expect=None)
-    found = json.loads(done.stdout)
-    checks = found["checks"] if isinstance(found, dict) else found
-    assert {check["status"] for check in checks} <= {"ok", "warn", "fail", "unknown", "skip"}
-    assert done.returncode == (2 if any(check["status"] == "fail" for check in checks) else 0)
-    broken = waiting.so8t("doctor", "--config", waiting.path / "nothing.yaml", "--json", expect=2)
-    assert "nothing.yaml" in broken.stdout
+    found = json.loads(waiting.so8t("doctor", "--config", waiting.path / "nothing.yaml", "--json", expect=2).stdout)
+    checks = {check["name"]: check for check in found["checks"]}
+    assert checks["configuration"]["status"] == "fail" and "nothing.yaml" in checks["configuration"]["message"]
+    assert checks.keys() >= {"Python", "torch", "database", "llama.cpp", "autostart"}
+    assert all(check["hint"] for check in checks.values() if check["status"] == "fail")
 
 
 def test_init_makes_a_home_and_keeps_what_is_there(tmp_path: Path) -> None:
@@ -239,7 +237,7 @@ def test_a_living_runner_is_steered(home: Home, reference: Home) -> None:
     forced = next(row for row in home.history() if row["trigger"] == "force")
     stopped_for = home.history()[forced["rev"] - 2]["reason"]
     assert stopped_for == f"stopped: force by {operator()}" and forced["who"] == operator()
-    wait_for(lambda: len(home.rows(schema.attempt, "toy_train")) == 2 and home.run().state == "training", "training again")
+    wait_for(lambda: len(home.rows(schema.attempt, "toy_train")) == 2, "training again")
     assert "done: paused" in home.so8t("pause", "--reason", "I want to play").stdout
     assert "`so8t resume` goes on" in finish(runner, expect=75)
     assert home.picture()["state"] == "paused" and home.history()[-1]["reason"] == "I want to play"
@@ -281,7 +279,8 @@ def test_resume_prints_json_lines(home: Home) -> None:
     lines = [json.loads(line) for line in home.resume("--config", home.config, "--json").splitlines()]
     entered = [line for line in lines if line["event"] == "entered"]
     assert [line["rev"] for line in entered] == list(range(1, len(entered) + 1))
-    assert entered[-1]["state"] == "completed" and entered[-1].keys() >= {"at", "run", "state", "step", "attempt", "reason"}
+    assert entered[-1]["state"] == "completed"
+    assert entered[-1].keys() >= {"at", "run", "state", "step", "attempt", "reason"}
 
 
 def test_new_and_run_choose_the_run(reference: Home, tmp_path: Path) -> None:

@@ -69,14 +69,14 @@ def test_every_setting_is_documented() -> None:
 
 TOUCHES = {"fs", "db", "process", "network", "clock", "random"}
 EVIDENCE = {
-    "sqlalchemy": "db", "sqlite3": "db", "alembic": "db", "psycopg": "db", "subprocess": "process", "signal": "process",
-    "ctypes": "process", "socket": "network", "shutil": "fs", "tempfile": "fs", "secrets": "random", "random": "random",
+    "sqlalchemy": "db", "sqlite3": "db", "alembic": "db", "psycopg": "db", "subprocess": "process",
+    "socket": "network", "shutil": "fs", "tempfile": "fs", "secrets": "random", "random": "random",
 }
 """Who imports the module on the left touches what stands on the right."""
 FILES = {"read_text", "write_text", "read_bytes", "write_bytes", "iterdir", "mkdir", "unlink", "is_dir", "exists"}
 """Who calls one of these touches the file system."""
-IMPURE = {*EVIDENCE, "os", "time", "threading", "psutil", "pynvml", "urllib.request", "so8t_fsm.host",
-          "so8t_fsm.store", "so8t_fsm.resources"}
+IMPURE = {*EVIDENCE, "os", "ctypes", "signal", "time", "threading", "psutil", "pynvml", "urllib.request",
+          "so8t_fsm.host", "so8t_fsm.store", "so8t_fsm.resources"}
 
 
 def tables() -> dict[str, dict[str, str]]:

@@ -206,6 +206,10 @@ def test_a_deaf_step_is_killed(signals: int, grace: str, home: Home) -> None:
     assert home.rows(schema.ledger) == []
 
 
+def state_of(home: Home) -> str | None:
+    return home.run().state if home.database.exists() and home.rows(schema.run) else None
+
+
 def child_of(home: Home) -> int | None:
     if not home.database.exists():
         return None
@@ -255,8 +259,8 @@ def test_a_frozen_runner_that_was_replaced_writes_nothing_more(home: Home, refer
 def test_a_step_waits_for_room_and_goes_on_when_there_is(home: Home, reference: Home) -> None:
     home.configure(TRAIN, toy={"need_disk": 1 << 60})
     runner = home.start("resume", "--config", home.config)
-    picture = wait_for(lambda: home.database.exists() and home.rows(schema.run) and (
-        home.run().state == "waiting_for_resources" and home.picture()), "waiting_for_resources")
+    wait_for(lambda: state_of(home) == "waiting_for_resources", "waiting_for_resources")
+    picture = home.picture()
     assert "free at" in picture["incident"]["message"] and "needed" in picture["incident"]["message"]
     assert picture["steps"][2] == {"name": "toy_train", "status": "pending"}
     assert home.rows(schema.attempt, "toy_train") == []  # nothing was started in vain
@@ -272,7 +276,7 @@ def test_a_clock_that_was_set_back_does_not_prolong_the_wait(home: Home) -> None
     home.configure(ONE, toy={"fault": "exception", "fault_step": "toy_collect"},
                    automation={"backoff": {"initial": "3s", "max": "6s"}})
     runner = home.start("resume", "--config", home.config)
-    wait_for(lambda: home.database.exists() and home.rows(schema.run) and home.run().state == "backing_off", "backing_off")
+    wait_for(lambda: state_of(home) == "backing_off", "backing_off")
     if sys.platform == "win32":
         runner.kill()
         runner.communicate()
@@ -366,7 +370,8 @@ def test_a_changed_setting_is_told_and_kept_out(stopped: Home, reference: Home, 
     """The run goes on with what it started with, and says what would be different."""
     home = stopped.copy(tmp_path / "copy")
     said = home.configure(toy={"seed": 2}, automation={"keep_checkpoints": 7}).resume("--retry")
-    assert "toy_collect: toy.seed 1 → 2" in said and "toy_preprocess: toy.seed 1 → 2, uses toy_collect, which changes" in said
+    assert "toy_collect: toy.seed 1 → 2" in said
+    assert "toy_preprocess: toy.seed 1 → 2, uses toy_collect, which changes" in said
     assert "so8t rerun --from toy_collect" in said
     same_as(reference, home)
 

@@ -140,7 +140,7 @@ def test_what_interrupted_a_step_leads_back_to_that_step_only(state: str) -> Non
 
 
 def test_every_question_has_one_answer() -> None:
-    """All states, all triggers, all facts: a plan follows an edge whose guards hold, a refusal names some that don't."""
+    """All states, triggers and facts: a plan follows an edge whose guards hold, a refusal names some that don't."""
     for state, trigger, facts in itertools.product(STATES, TRIGGERS, EVERY_FACT):
         mine = [e for e in edges() if e.source == state and e.trigger == trigger]
         answer = plan(state, trigger, facts)
@@ -172,7 +172,8 @@ def test_an_unknown_trigger_is_a_programming_error() -> None:
 def test_a_refusal_says_why_in_words() -> None:
     facts = Facts(step_state="training")
     refused = plan("waiting_for_resources", "resources_ready", facts)
-    assert isinstance(refused, Refused) and refused.failing == ("resources_ok",)  # not the guards of the other six steps
+    assert isinstance(refused, Refused)
+    assert refused.failing == ("resources_ok",)  # not the guards of the edges to the other six steps
     assert GUARDS["resources_ok"] in str(refused)
     assert str(plan("idle", "retry", facts)) == "nothing called 'retry' leads out of 'idle'"
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
+from so8t_fsm.handle import Reporter
 from so8t_fsm.store import Run
-from so8t_fsm.supervisor import Reporter
 
 
 @contextmanager

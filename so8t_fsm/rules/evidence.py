@@ -13,23 +13,24 @@ from functools import cached_property
 from typing import Any
 
 from so8t_fsm.events import Event
-from so8t_fsm.rules.model import Selection, holds
+from so8t_fsm.rules.model import ANY, Selection, holds
 from so8t_fsm.rules.patterns import LONGEST_LINE
 
 LONGEST_CHAIN = 4 * LONGEST_LINE
 
 # A type name with its module, or one that says by its ending what it is.
 RAISED = re.compile(
-    r"^(?:\[?rank ?\d+\]?: ?)?(?:(?:[A-Za-z_]\w*\.)+([A-Z]\w*)|([A-Z]\w*(?:Error|Exception|Timeout|Expired|Interrupt|Exit"
-    r"|Enabled|Failed|Iteration)|Exception|BadZipFile|BadGzipFile))(?:: |:$|$)")
+    r"^(?:\[?rank ?\d+\]?: ?)?(?:(?:[A-Za-z_]\w*\.)+([A-Z]\w*)|([A-Z]\w*(?:Error|Exception|Timeout|Expired|Interrupt"
+    r"|Exit|Enabled|Failed|Iteration|Disconnected)|Exception|BadZipFile|BadGzipFile))(?:: |:$|$)")
 NO_ERROR = re.compile(r"Warning$")
-ERRNO = re.compile(r"\[?[Ee]rr(?:no|or)(?: code)?[ :=]{1,3}(\d{1,5})\b|(?:^|\()(?:os error|code:) (\d{1,5})\b|\bcode: (\d{1,5}), kind:"
-                   r"|Error\((\d{1,5}), ")
-WINERROR = re.compile(r"\[?Win(?:dows )?Error[ :](\d{1,5})\b|\(?os error (\d{1,5})\b")
+ERRNO = re.compile(
+    r"\b[Ee]rrno[ :=]{1,3}(\d{1,5})\b|\bos error (\d{1,5})\b|\bcode: (\d{1,5}), kind:|Error\((\d{1,5}), ['\"]")
+WINERROR = re.compile(r"\bWin(?:dows )?Error[ :]{1,2}(\d{1,5})\b|\bos error (\d{1,5})\b")
 HTTP = re.compile(
-    r"\b([45]\d\d) (?:Client|Server) Error|(?:[Cc]lient|[Ss]erver) error \(?'?([45]\d\d)\b|HTTP ?Error:? ?(?:HTTP Error )?([45]\d\d)\b"
-    r"|[Rr]eturned error: ([45]\d\d)\b|[Ss]tatus[ _]?[Cc]ode:? ?([45]\d\d)\b|\bERROR ([45]\d\d): |HTTP/[\d.]{1,3} ([45]\d\d)\)"
-    r"|^HTTP ([45]\d\d)\b|HTTP response code said error:? ?([45]\d\d)?|[Uu]nexpected status code:? ([45]\d\d)")
+    r"\b([45]\d\d) (?:Client|Server) Error|(?:[Cc]lient|[Ss]erver) error \(?'?([45]\d\d)\b|HTTP ?Error:? ([45]\d\d)\b"
+    r"|HTTP ?Error:? HTTP Error ([45]\d\d)\b|[Rr]eturned error: ([45]\d\d)\b|[Ss]tatus[ _]?[Cc]ode:? ?([45]\d\d)\b"
+    r"|\bERROR ([45]\d\d): |^\w*(?:HTTP|Http)\w*: ([45]\d\d)\b|[Uu]nexpected status(?: code)?:? ([45]\d\d)\b"
+    r"|\bHTTP (?:status )?(?:code )?([45]\d\d)\b|\(([45]\d\d) (?:Not Found|Forbidden|Unauthorized)\)")
 RETRY_AFTER = re.compile(r"[Rr]etry[- ][Aa]fter:? (\d{1,6})")
 
 
@@ -119,7 +120,8 @@ def _link(record: Mapping[str, Any]) -> Link:
 
 def _fits(selection: Selection, link: Link) -> bool:
     return (
-        (not selection.exception or bool(selection.exception & link.names))
+        (not selection.exception or bool(selection.exception & link.names)
+         or (ANY in selection.exception and bool(link.names)))
         and (not selection.http_status or holds(selection.http_status, link.http_status))
         and (not selection.errno or holds(selection.errno, link.errno))
         and (not selection.winerror or holds(selection.winerror, link.winerror))

@@ -31,9 +31,10 @@ class Line:
 
 def clean(raw: str) -> Line:
     """Take the prefixes off.  Of a line rewritten by carriage returns, as a progress bar does, the last state counts."""
-    text = raw[: 4 * LONGEST_LINE].rstrip("\r\n ")
+    text = raw.rstrip("\r\n ")
     if "\r" in text:
         text = text[text.rindex("\r") + 1:]
+    text = text[: 4 * LONGEST_LINE]
     if "\x1b" in text:
         text = COLOUR.sub("", text)
     stamp = STAMP.match(text)

@@ -12,6 +12,8 @@ from so8t_fsm.rules.conditions import Condition
 
 Severity = Literal["info", "warning", "critical"]
 Role = Literal["root", "confirmation", "cascade"]
+ANY = "*"
+"""As the name of an exception's type: whichever."""
 HARMLESS = "none"
 """The state of rules whose lines are no incident."""
 

@@ -16,7 +16,7 @@ from so8t_fsm.config_problems import describe, format_value, suggestion
 from so8t_fsm.events import SOURCES, Source
 from so8t_fsm.located import KeyPath, Located
 from so8t_fsm.rules.conditions import Condition, ConditionError, parse
-from so8t_fsm.rules.model import OPERATORS, Action, Compare, Numbers, Selection
+from so8t_fsm.rules.model import ANY, OPERATORS, Action, Compare, Numbers, Selection
 from so8t_fsm.rules.patterns import PatternRefused, compile_pattern
 from so8t_fsm.rules.vocabulary import ACTIONS
 from so8t_fsm.settings import Duration, parse_duration
@@ -146,7 +146,7 @@ class Reader:
         for name, keys in value.items():
             if name == "condition":
                 continue
-            if name in SELECTORS:
+            if name in SELECTORS and not isinstance(keys, Mapping):
                 self.say((*path, name), f"'{name}' stands where a selection's name should; write 'NAME: {{{name}: …}}'",
                          key=True)
                 continue
@@ -189,7 +189,7 @@ class Reader:
         patterns = [found for at, text in self.texts(keys, path, "message|re") if (found := self.pattern(at, text))]
         exceptions = []
         for where, name in self.texts(keys, path, "exception"):
-            if not re.fullmatch(r"[A-Za-z_]\w*", name):
+            if name != ANY and not re.fullmatch(r"[A-Za-z_]\w*", name):
                 self.say(where, f"exception: '{format_value(name, 40)}' is no type's name; write it without its module")
             exceptions.append(name)
         declared = [name for _, name in self.texts(keys, path, "declares", FAILURES)]
@@ -225,7 +225,7 @@ class Reader:
         try:
             return compile_pattern(text)
         except PatternRefused as error:
-            self.say(where, f"message|re: {error}")
+            self.say(where, f"message|re: '{format_value(text, 30)}': {error}")
             return None
 
     def duration(self, value: Any, path: KeyPath) -> float | None:

@@ -5,9 +5,9 @@ An action that is not here cannot be written into a rule, so no rule can make th
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import ByteSize, Field
+from pydantic import ByteSize, Field, create_model
 
 from so8t_fsm.settings import Duration
 from so8t_fsm.step import Settings
@@ -107,11 +107,10 @@ class EnableGradientCheckpointing(Settings):
     """Recompute activations in the backward pass: slower, but a fraction of the memory."""
 
 
-class RestartStep(Settings):
-    """Run the step again."""
-
-    start: Literal["checkpoint", "beginning"] = Field(
-        default="checkpoint", description="Where it starts: the newest checkpoint that verifies, or afresh.")
+# ``from`` is a word of Python's, so this one is made by a call.
+_FROM: dict[str, Any] = {"from": (Literal["checkpoint", "beginning"], Field(
+    default="checkpoint", description="Where it starts: the newest checkpoint that verifies, or afresh."))}
+RestartStep = create_model("RestartStep", __base__=Settings, __doc__="Run the step again.", **_FROM)
 
 
 class Pause(Settings):

@@ -23,21 +23,36 @@ def certificate(ctx: StepContext, weights: Weights) -> dict[str, Any]:
     training = ctx.inputs["training"]
     facts = read_model_json(training)
     digest = hashlib.sha256()
-    for name in weights:
+    for done, name in enumerate(weights, 1):
         array = weights.get(name)
         digest.update(f"{name} {list(array.shape)}\n".encode())
-        digest.update(array.tobytes())
+        digest.update(array)
+        ctx.progress(done, len(weights), "tensors", "hashing")
+        ctx.stop_if_asked()
     return {
-        "inputs": dict(sorted(ctx.identities.items())),
-        "base": {"name": facts["base"], "revision": facts.get("revision"),
-                 "files": _hashes(base_folder(training), "*.safetensors")},
-        "adapters": {variant: _hashes(training / str(folder), "*.safetensors")
+        # The other commits that happen to be there at the time are not what this one was made from.
+        "inputs": {"training": ctx.identities["training"]},
+        "base": {"name": base_name(str(facts["base"])), "revision": facts.get("revision"),
+                 "files": _hashes(ctx, base_folder(training), "*.safetensors")},
+        "adapters": {variant: _hashes(ctx, training / str(folder), "*.safetensors")
                      for variant, folder in sorted(facts["adapters"].items())},
         "merged": {"tensors": digest.hexdigest(), "count": len(weights)},
-        "gguf": _hashes(ctx.out / "gguf", "*.gguf"),
+        "gguf": _hashes(ctx, ctx.out / "gguf", "*.gguf"),
         "libraries": {name: version(name) for name in LIBRARIES},
     }
 
 
-def _hashes(folder: Path, pattern: str) -> dict[str, str]:
-    return {path.name: artifacts.hash_file(path)[0] for path in sorted(folder.glob(pattern))}
+def base_name(base: str) -> str:
+    """A Hub id as it is; of a folder its last part, because the rest tells of somebody's machine."""
+    return Path(base).name if Path(base).is_absolute() else base
+
+
+def _hashes(ctx: StepContext, folder: Path, pattern: str) -> dict[str, str]:
+    def tick(size: int) -> None:
+        nonlocal read
+        read += size
+        ctx.progress(read, None, "bytes", "hashing")
+        ctx.stop_if_asked()
+
+    read = 0
+    return {path.name: artifacts.hash_file(path, tick)[0] for path in sorted(folder.glob(pattern))}

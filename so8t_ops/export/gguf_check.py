@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from so8t_ops.export.blueprint import Blueprint
 from so8t_ops.export.gguf_write import encode
-from so8t_ops.export.layout import Value, rope_factors, tensor_name, tensor_type
-from so8t_ops.export.vocabulary import Vocabulary
-from so8t_ops.export.weights import Weights
+
+ROWS = 1024
+"""Rows compared at a time, so that a large tensor is in memory once and not five times."""
+
+TYPES = {"u32": ["UINT32"], "f32": ["FLOAT32"], "bool": ["BOOL"], "string": ["STRING"], "strings": ["ARRAY", "STRING"]}
+LISTS = {"tokens": ["ARRAY", "STRING"], "scores": ["ARRAY", "FLOAT32"], "token_type": ["ARRAY", "INT32"]}
 
 
-def check_gguf(
-    path: Path, weights: Weights, config: Mapping[str, Any], keys: Mapping[str, Value], vocabulary: Vocabulary,
-    kind: str, progress: Callable[[int], None],
-) -> dict[str, Any]:
+def check_gguf(path: Path, blueprint: Blueprint, progress: Callable[[int], None]) -> dict[str, Any]:
     """Compare; nothing is believed that was not read from the file.
 
     Returns ``{"ok", "problems": [...], "keys", "tensors": [{"name", "shape", "type", "sha256", "max_abs_error"}]}``.
@@ -24,74 +25,104 @@ def check_gguf(
     float32 source.
     """
     import gguf
+
+    try:
+        reader = gguf.GGUFReader(path)
+    except (ValueError, IndexError, KeyError, OverflowError) as error:
+        return {"ok": False, "problems": [f"it can't be read as GGUF: {error}"], "keys": 0, "tensors": []}
+    problems = [*_keys(reader, blueprint), *_tokens(reader, blueprint)]
+    found = {tensor.name: tensor for tensor in reader.tensors}
+    names = blueprint.names()
+    problems += [f"tensor {name} is missing" for name in sorted(set(names) - set(found))]
+    problems += [f"tensor {name} has no source" for name in sorted(set(found) - set(names))]
+    report = []
+    for done, name in enumerate(names, 1):
+        if name in found:
+            entry, problem = _tensor(found[name], name, blueprint)
+            report.append(entry)
+            problems += [problem] if problem else []
+        progress(done)
+    return {"ok": not problems, "problems": problems, "keys": len(blueprint.keys), "tensors": report}
+
+
+def _tensor(stored: Any, name: str, blueprint: Blueprint) -> tuple[dict[str, Any], str]:
+    """A line of the report, and what is wrong with the tensor or nothing."""
+    import gguf
     import numpy as np
 
-    reader = gguf.GGUFReader(path)
-    problems = [*_keys(reader, keys), *_tokens(reader, vocabulary)]
-    found = {tensor.name: tensor for tensor in reader.tensors}
-    tied = bool(config.get("tie_word_embeddings"))
-    wanted = {tensor_name(name): name for name in weights if not (tied and name == "lm_head.weight")}
-    factors = {name: np.asarray(values, dtype=np.float32) for name, values in rope_factors(config).items()}
-    problems += [f"tensor {name} is missing" for name in sorted({*wanted, *factors} - set(found))]
-    problems += [f"tensor {name} has no source" for name in sorted(set(found) - {*wanted, *factors})]
-    report = []
-    for done, (name, source) in enumerate([*wanted.items(), *((name, "") for name in factors)], 1):
-        if name not in found:
-            continue
-        original = weights.get(source) if source else factors[name]
-        stored_kind = tensor_type(original.shape, kind)
-        expected, stored = encode(original, stored_kind), found[name].data
-        shape = tuple(int(n) for n in reversed(found[name].shape))
-        if shape != original.shape:
-            problems.append(f"tensor {name} has shape {shape}, not {original.shape}")
-        elif found[name].tensor_type.name.lower() != stored_kind:
-            problems.append(f"tensor {name} is {found[name].tensor_type.name}, not {stored_kind}")
-        elif np.ascontiguousarray(stored).tobytes() != np.ascontiguousarray(expected).tobytes():
-            problems.append(f"tensor {name} does not hold the values of {source or 'the configuration'}")
-        else:
-            back = gguf.quants.dequantize(np.asarray(stored), found[name].tensor_type).reshape(original.shape)
-            error = float(np.max(np.abs(back - original))) if original.size else 0.0
-            if not np.isfinite(error):
-                problems.append(f"tensor {name} has values that {stored_kind} can't hold")
-            report.append({
-                "name": name, "shape": list(shape), "type": stored_kind, "max_abs_error": error,
-                "sha256": hashlib.sha256(np.ascontiguousarray(stored).tobytes()).hexdigest(),
-            })
-        progress(done)
-    return {"ok": not problems, "problems": problems, "keys": len(keys), "tensors": report}
+    kind, shape = stored.tensor_type.name.lower(), tuple(int(n) for n in reversed(stored.shape))
+    entry: dict[str, Any] = {"name": name, "shape": list(shape), "type": kind}
+    if shape != blueprint.shape(name):
+        return entry, f"tensor {name} has shape {shape}, not {blueprint.shape(name)}"
+    if kind != blueprint.type_of(name):
+        return entry, f"tensor {name} is {kind}, not {blueprint.type_of(name)}"
+    original, digest, error, wrong = blueprint.array(name), hashlib.sha256(), 0.0, None
+    for first in range(0, len(original), ROWS):
+        rows = slice(first, first + ROWS)
+        data = np.ascontiguousarray(stored.data[rows])
+        digest.update(data)
+        if wrong is None and data.tobytes() != encode(original[rows], kind).tobytes():
+            wrong = first
+        # Bytes that were changed may well stand for no number: the comparison above has said so.
+        with np.errstate(all="ignore"):
+            back = gguf.quants.dequantize(data, stored.tensor_type).reshape(original[rows].shape)
+            error = max(error, float(np.max(np.abs(back - original[rows]))))
+    entry["sha256"] = digest.hexdigest()
+    if wrong is not None:
+        source = blueprint.sources.get(name, "the configuration's LongRoPE factors")
+        return entry, f"tensor {name} does not hold the values of {source} (rows {wrong} to {wrong + ROWS - 1})"
+    return entry | {"max_abs_error": error}, ""
 
 
-def _keys(reader: Any, keys: Mapping[str, Value]) -> list[str]:
+def _keys(reader: Any, blueprint: Blueprint) -> list[str]:
     import numpy as np
 
     problems = []
-    for key, value in keys.items():
+    for key, value in blueprint.keys.items():
         field = reader.fields.get(key)
         if field is None:
             problems.append(f"key {key} is missing")
             continue
-        stored, expected = field.contents(), value.value
+        types, stored, expected = [kind.name for kind in field.types], _contents(field), value.value
         if value.kind == "f32":
             expected = float(np.float32(expected))
-        if stored != expected:
+        if types != TYPES[value.kind]:
+            problems.append(f"key {key} has type {' of '.join(types)}, not {' of '.join(TYPES[value.kind])}")
+        elif stored != expected:
             problems.append(f"key {key} is {stored!r}, not {expected!r}")
-    return problems
+    ours = {*blueprint.keys, *(f"tokenizer.ggml.{name}" for name in LISTS)}
+    return problems + [
+        f"key {key} has no source" for key in sorted(set(reader.fields) - ours) if not key.startswith("GGUF.")]
 
 
-def _tokens(reader: Any, vocabulary: Vocabulary) -> list[str]:
+def _tokens(reader: Any, blueprint: Blueprint) -> list[str]:
     import numpy as np
 
-    problems = []
-    for key, expected in (
-        ("tokens", [token.decode("utf-8") for token in vocabulary.tokens]),
-        ("scores", [float(np.float32(score)) for score in vocabulary.scores]), ("token_type", list(vocabulary.types)),
-    ):
-        field = reader.fields.get(f"tokenizer.ggml.{key}")
-        stored = field.contents() if field is not None else None
-        if stored is None or len(stored) != len(expected):
-            problems.append(f"tokenizer.ggml.{key} has {len(stored or ())} entries, not {len(expected)}")
+    problems, vocabulary = [], blueprint.vocabulary
+    wanted: dict[str, list[Any]] = {
+        "tokens": [token.decode() for token in vocabulary.tokens],
+        "scores": [float(np.float32(score)) for score in vocabulary.scores], "token_type": list(vocabulary.types),
+    }
+    for name, expected in wanted.items():
+        key = f"tokenizer.ggml.{name}"
+        field = reader.fields.get(key)
+        if field is None:
+            problems.append(f"key {key} is missing")
             continue
-        wrong = next((i for i, (a, b) in enumerate(zip(stored, expected, strict=True)) if a != b), None)
-        if wrong is not None:
-            problems.append(f"tokenizer.ggml.{key}[{wrong}] is {stored[wrong]!r}, not {expected[wrong]!r}")
+        types, stored = [kind.name for kind in field.types], _contents(field)
+        if types != LISTS[name]:
+            problems.append(f"key {key} has type {' of '.join(types)}, not {' of '.join(LISTS[name])}")
+        elif len(stored) != len(expected):
+            problems.append(f"key {key} has {len(stored)} entries, not {len(expected)}")
+        else:
+            wrong = [i for i, (a, b) in enumerate(zip(stored, expected, strict=True)) if a != b]
+            problems += [f"key {key}: [{i}] is {stored[i]!r}, not {expected[i]!r}" for i in wrong[:1]]
     return problems
+
+
+def _contents(field: Any) -> Any:
+    """A key's value, or the bytes of a text that is no UTF-8."""
+    try:
+        return field.contents()
+    except UnicodeDecodeError as error:
+        return error.object

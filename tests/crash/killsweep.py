@@ -109,8 +109,9 @@ class Sweep:
         report = Report(list(points))
         for point in points:
             home = copy(self.seed, self.folder / "home")
-            there = f"inject={point.name}:{inject}:when={point.ordinal}"
-            ended = self.server.run(home, bug=self.bug, strace=["-o", "/dev/null", "-e", f"trace={point.name}", "-e", there])
+            ended = self.server.run(home, bug=self.bug, strace=[
+                "-o", "/dev/null", "-e", f"trace={point.name}",
+                "-e", f"inject={point.name}:{inject}:when={point.ordinal}"])
             report.codes[ended.code] = report.codes.get(ended.code, 0) + 1
             found = [*_manners(inject, ended), *checker.violations(home, ended.acked)]
             again = self.server.run(home)

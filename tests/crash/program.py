@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from so8t_fsm import artifacts, child, store, supervisor
+from so8t_fsm import artifacts, attend, child, store
 from so8t_fsm.attempt import Attempt
 from so8t_fsm.commits import Commits
 
@@ -116,7 +116,7 @@ def perform(request: Mapping[str, Any]) -> int:
     BUGS[request.get("bug", "")]()
     if request.get("die_before"):
         _die_before(request["die_before"])
-    supervisor.Attempt = InlineAttempt  # type: ignore[misc,assignment]
+    attend.Attempt = InlineAttempt  # type: ignore[misc,assignment]
     sys.argv = ["so8t", "--home", request["home"], *request["arguments"]]
     return guarded(cli)
 

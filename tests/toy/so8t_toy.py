@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from pydantic import Field
+
 from so8t_fsm.step import Needs, Settings, Step, StepContext, StepFailure
 
 
@@ -26,7 +27,7 @@ class ToySettings(Settings):
     fault: str = Field("", description="What goes wrong: see misbehave().")
     fault_step: str = Field("toy_train", description="In which step.")
     fault_times: int = Field(1, ge=0, description="How many attempts it spoils.")
-    fault_after: int = Field(0, ge=0, description="In toy_train: after how many rounds of the attempt; 0: at its start.")
+    fault_after: int = Field(0, ge=0, description="In toy_train: after how many rounds; 0: at the start.")
     need_disk: int = Field(0, ge=0, description="Bytes of disk toy_train says it needs.")
     need_file: str = Field("", description="A path that must exist before the fault goes away.")
 

@@ -1,0 +1,35 @@
+"""Prefect with its ephemeral server: one flow of many empty tasks.  Arguments: a folder, how many."""
+
+import json
+import sys
+import time
+from importlib.metadata import version
+
+from crash.flushes import mark
+from prefect import flow, task
+
+count = int(sys.argv[2])
+seconds: list[float] = []
+first = 0.0
+
+
+@task(persist_result=True)
+def step(i: int) -> int:
+    return i
+
+
+@flow
+def steps() -> None:
+    global first
+    step(-1)
+    first = time.time()
+    mark()
+    for i in range(count):
+        began = time.perf_counter()
+        step(i)
+        seconds.append(time.perf_counter() - began)
+    mark()
+
+
+steps()
+print(json.dumps({"seconds": seconds, "first": first, "version": version("prefect")}))

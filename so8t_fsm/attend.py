@@ -1,0 +1,192 @@
+"""One attempt of a step, from its first directory to its last row: spawn, attend, commit or record the failure."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
+
+from so8t_fsm import artifacts, events, host, resources, views
+from so8t_fsm.attempt import Attempt, Outcome
+from so8t_fsm.commands import pending
+from so8t_fsm.commits import Artifact
+from so8t_fsm.errors_log import write_incident
+from so8t_fsm.handle import RunHandle
+from so8t_fsm.schema import attempt as attempt_table
+from so8t_fsm.statedir import backup
+from so8t_fsm.step import Step
+from so8t_fsm.store import StateUnusable, Tx
+
+TICK = 0.2
+ASK_SECONDS = 0.5
+"""How often operators' requests are looked for while a step runs."""
+
+
+@dataclass
+class Attendance:
+    """What a runner does while one attempt lives."""
+
+    handle: RunHandle
+    step: type[Step]
+    _asked_at: float = 0.0
+    _probed_at: float = 0.0
+    _values: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        return self.handle.commits.directory(self.handle.run.id, self.step.name)
+
+    def run(self, live: dict[str, Artifact]) -> None:
+        """Make one attempt.  Afterwards the run has moved on, failed, or been interrupted."""
+        handle, name = self.handle, self.step.name
+        n = self._next_number()
+        handle.commits.sweep(handle.run, name)
+        found = handle.commits.newest_verified(handle.lease.epoch, handle.run.id, name, handle.say, handle.tick)
+        out, scratch, checkpoints = self.folder / f"staging-{n}", self.folder / f"scratch-{n}", self.folder / "checkpoints"
+        for directory in (out, scratch, checkpoints):
+            directory.mkdir(parents=True, exist_ok=True)
+        artifacts.fsync_dir(self.folder)
+        artifacts.make_durable(self.folder, handle.commits.root)
+        reason = f"{name}, attempt {n}" + (f", from checkpoint {found.n}" if found else "")
+        handle.move("begin", reason, also=lambda tx: tx.open_attempt(handle.run, name, n), attempt=n)
+        self._values = handle.values()
+        running = Attempt({
+            "run": handle.run.id, "step": name, "attempt": n, "home": str(handle.home), "config": self._values,
+            "inputs": {step: str(handle.commits.root / row.path) for step, row in live.items()},
+            "identities": {step: row.identity for step, row in live.items()},
+            "out": str(out), "scratch": str(scratch), "checkpoints": str(checkpoints),
+            "checkpoint": str(handle.commits.root / found.path) if found else None,
+            "next_checkpoint": handle.commits.next_checkpoint(handle.run.id, name),
+            "checkpoint_interval": handle.config.automation.checkpoint_interval,
+            "log_level": handle.config.logging.level.upper(),
+            "record": self._record(),
+            "disposable": [str(p) for p in handle.commits.disposable(handle.run) if p not in (out, scratch)],
+        }, log=lambda line: handle.log(f"[{name}#{n}] {line}"))
+        running.start()
+        try:
+            with handle.fenced() as tx:
+                tx.update_attempt(handle.run.id, name, n, pid=running.child.pid, pid_started=running.child.started,
+                                  host=host.host_name())
+            outcome = self._attend(running)
+        except BaseException:
+            running.kill()
+            running.close()
+            raise
+        self._conclude(running, outcome, out)
+
+    def _record(self) -> dict[str, Any]:
+        with self.handle.store.reader() as reader:
+            return views.record(reader, self.handle.home, self.handle.run.id)
+
+    def _next_number(self) -> int:
+        with self.handle.store.read() as connection:
+            highest = connection.execute(sa.select(sa.func.max(attempt_table.c.n)).where(
+                attempt_table.c.run_id == self.handle.run.id, attempt_table.c.step == self.step.name)).scalar()
+        return int(highest or 0) + 1
+
+    def _attend(self, running: Attempt) -> Outcome:
+        handle, automation = self.handle, self.handle.config.automation
+        while not running.finished():
+            for record in running.incoming(TICK):
+                if record.get("type") == "checkpoint":
+                    self._checkpoint(record)
+            handle.reporter.progress(self.step.name, running.progress)
+            handle.beat(running.progress)
+            self._probe()
+            if handle.signals.requested:
+                running.ask_to_stop(handle.signals.requested, automation.stop_grace)
+                if handle.signals.count > 1:
+                    running.kill()
+            self._look_for_requests(running)
+            running.tend()
+            if time.monotonic() - running.last_sign > automation.stall_timeout:
+                running.kill(events.Failure(
+                    "stalled", f"{self.step.name} showed no sign of life for {automation.stall_timeout:.0f} s"))
+        return running.close()
+
+    def _look_for_requests(self, running: Attempt) -> None:
+        if time.monotonic() - self._asked_at < ASK_SECONDS:
+            return
+        self._asked_at = time.monotonic()
+        waiting = pending(self.handle.store, self.handle.run.id)
+        if waiting:
+            running.ask_to_stop(f"{waiting[0].kind} by {waiting[0].operator}", self.handle.config.automation.stop_grace)
+
+    def _probe(self) -> None:
+        """Measure while the step runs; a shortage is said, and answered when the step fails of it."""
+        settings = self.handle.config.resources
+        if time.monotonic() - self._probed_at < settings.probe_interval:
+            return
+        self._probed_at = time.monotonic()
+        needs = self.step().needs(self.handle.config.values, self.handle.home, self.folder)
+        for finding in resources.probe(needs, resources.Limits(min_free_disk=settings.min_free_disk // 4)):
+            if finding.short:
+                self.handle.log(f"WARNING {finding.message}")
+
+    def _checkpoint(self, record: dict[str, Any]) -> None:
+        handle, name = self.handle, self.step.name
+        path = self.folder / "checkpoints" / str(record["n"])
+        with handle.fenced() as tx:
+            tx.add_checkpoint(handle.run.id, name, record["n"], handle.run.attempt, handle.commits.relative(path),
+                              record["identity"], record["position"])
+            tx.observe_progress(handle.run.id, name, record["position"])
+            old = handle.commits.retain(tx, handle.run.id, name, handle.config.automation.keep_checkpoints)
+        for directory in old:
+            artifacts.remove_tree(directory)
+        handle.log(f"checkpoint {record['n']} of {name} at {record['position']:g}")
+
+    def _conclude(self, running: Attempt, outcome: Outcome, out: Path) -> None:
+        handle, failure = self.handle, outcome.failure
+        if outcome.sealed:
+            try:
+                self._commit(out, outcome.sealed)
+                return
+            except artifacts.Damaged as error:
+                failure = events.Failure("crashed", f"what {self.step.name} staged does not verify: {error}")
+        if failure is not None:
+            self._failed(failure, running.progress)
+            return
+        reason = running.stop_reason or "the step stopped by itself"
+        handle.move("interrupt", f"stopped: {reason}", also=lambda tx: tx.close_attempt(
+            handle.run.id, self.step.name, handle.run.attempt, "stopped", reason, progress=running.progress or None))
+
+    def _commit(self, out: Path, identity: str) -> None:
+        """Verify, rename, then the rows and the transition in one transaction; what is left over goes afterwards."""
+        handle, name = self.handle, self.step.name
+        manifest = artifacts.verify(out, handle.tick)
+        if manifest.identity != identity:
+            raise artifacts.Damaged(f"{out}: it changed after it was sealed")
+        n = handle.run.attempt
+        final = self.folder / str(n)
+        handle.commits.publish(out, final)
+        inputs = handle.commits.inputs_of(self.step, handle.commits.live(handle.run.id))
+
+        def rows(tx: Tx) -> None:
+            tx.add_artifact(handle.run.id, name, n, handle.commits.relative(final), identity, inputs,
+                            handle.commits.settings_of(self.step, self._values))
+            tx.close_attempt(handle.run.id, name, n, "committed")
+            tx.observe_progress(handle.run.id, name, None)
+
+        handle.go_past(self.step, f"{name} committed {len(manifest.files) + len(manifest.volatile)} files", rows)
+        handle.commits.sweep(handle.run, name)
+        try:
+            backup(handle.store)
+        except (OSError, SQLAlchemyError, StateUnusable) as error:
+            handle.log(f"WARNING no backup of the database was made: {error}")
+
+    def _failed(self, failure: events.Failure, progress: dict[str, Any]) -> None:
+        handle, name = self.handle, self.step.name
+        incident = {**failure.to_json(), "step": name, "attempt": handle.run.attempt, "at": time.time()}
+        reached = max((c.position for c in handle.commits.checkpoints(handle.run.id, name)), default=None)
+
+        def rows(tx: Tx) -> None:
+            tx.close_attempt(handle.run.id, name, handle.run.attempt, "failed", failure.message,
+                             failure=failure.to_json(), progress=progress or None)
+            incident["failures"] = tx.count_failure(handle.run.id, f"{name}/step", reached)
+
+        handle.move(f"fail_{failure.state}", failure.message, also=rows, incident=incident)
+        write_incident(handle.home / handle.config.logging.directory, handle.run, incident)
