@@ -21,8 +21,9 @@ for entry in (ROOT, ROOT / "tests"):
 
 @contextmanager
 def place() -> Iterator[Path]:
-    """A folder on the disk of the checkout (a temporary directory is often memory), gone afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix=".bench-", dir=ROOT))
+    """A folder where the state lies (a temporary directory is often memory, not disk), gone afterwards."""
+    (ROOT / "state").mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="bench-", dir=ROOT / "state"))
     try:
         yield folder
     finally:

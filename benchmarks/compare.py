@@ -45,9 +45,10 @@ def cache() -> Path:
     return Path(base) / "so8t-benchmarks"
 
 
-def _said(error: subprocess.SubprocessError) -> str:
-    text = getattr(error, "stderr", None) or str(error)
-    return next((line for line in reversed(str(text).strip().splitlines()) if line.strip()), str(error))
+def _said(error: Exception) -> str:
+    """The last line of what a program that failed had to say."""
+    text = str(getattr(error, "stderr", None) or error)
+    return (text.strip().splitlines() or [type(error).__name__])[-1]
 
 
 def installed(peer: Peer, further: Sequence[str]) -> Path:
@@ -112,8 +113,7 @@ def main() -> int:
             try:
                 rows[f"{peer.name} step"] = measured(peer, folder / peer.name)
             except (subprocess.SubprocessError, OSError) as error:
-                print(f"{peer.name} is left out: {_said(error)}" if isinstance(error, subprocess.SubprocessError)
-                      else f"{peer.name} is left out: {error}")
+                print(f"{peer.name} is left out: {_said(error)}")
         disk.close()
     show("one durable step on one computer (start_s: from the call to the first step; flushes: fsyncs a step)", rows)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 import queue
@@ -23,6 +24,8 @@ ENVIRONMENT = {
     "PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1", "MPLBACKEND": "Agg",
     "TOKENIZERS_PARALLELISM": "false", "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
 }
+REMEMBERED_LINES = 1000
+"""How much of a child's output is looked through for the cause when it fails."""
 LINGER = 3.0
 """Seconds to wait for the pipes to close after the child's end: a grandchild may hold them open."""
 
@@ -45,6 +48,8 @@ class Attempt:
     progress: dict[str, Any] = field(default_factory=dict)
     last_sign: float = field(default_factory=time.monotonic)
     _queue: queue.Queue[tuple[str, Any]] = field(default_factory=queue.Queue)
+    _last: collections.deque[tuple[int, float, str]] = field(
+        default_factory=lambda: collections.deque(maxlen=REMEMBERED_LINES))
     _sealed: str | None = None
     _said_stopped: bool = False
     _exception: Mapping[str, Any] | None = None
@@ -56,7 +61,8 @@ class Attempt:
 
     def start(self) -> None:
         """Spawn ``python -m so8t_fsm.child`` in a process group of its own and give it its specification."""
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("SO8T__NOTIFICATIONS")} | ENVIRONMENT
+        hidden = ("SO8T__NOTIFICATIONS", "SO8T_DATABASE")  # they hold tokens and passwords that no step needs
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(hidden)} | ENVIRONMENT
         environment["TMPDIR"] = environment["TEMP"] = environment["TMP"] = str(self.spec["scratch"])
         endpoints = self.spec["config"].get("resources", {}).get("hub_endpoints") or ()
         if endpoints:
@@ -77,8 +83,10 @@ class Attempt:
         self._queue.put(("eof", None))
 
     def _read_log(self) -> None:
-        for line in self.child.log:
-            self.log(line.decode("utf-8", "replace").rstrip("\r\n"))
+        for number, line in enumerate(self.child.log, 1):
+            text = line.decode("utf-8", "replace").rstrip("\r\n")
+            self.log(text)
+            self._last.append((number, time.time(), text))
             self.last_sign = time.monotonic()
         self._queue.put(("eof", None))
 
@@ -113,6 +121,10 @@ class Attempt:
             self._said_stopped = True
         elif kind == "exception":
             self._exception = record.get("exception")
+
+    def last_lines(self) -> list[tuple[int, float, str]]:
+        """The end of what the child printed: number, time and text of each line."""
+        return list(self._last)
 
     def ask_to_stop(self, reason: str, grace: float) -> None:
         """Ask once; after ``grace`` seconds :meth:`tend` kills the group."""

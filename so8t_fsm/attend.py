@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from so8t_fsm import artifacts, events, host, resources, views
+from so8t_fsm.answer import close_incidents, diagnose, observe_progress, open_incident
 from so8t_fsm.attempt import Attempt, Outcome
 from so8t_fsm.commands import pending
 from so8t_fsm.commits import Artifact
@@ -134,6 +135,7 @@ class Attendance:
             tx.add_checkpoint(handle.run.id, name, record["n"], handle.run.attempt, handle.commits.relative(path),
                               record["identity"], record["position"])
             tx.observe_progress(handle.run.id, name, record["position"])
+            observe_progress(tx, handle, name, record["position"])
             old = handle.commits.retain(tx, handle.run.id, name, handle.config.automation.keep_checkpoints)
         for directory in old:
             artifacts.remove_tree(directory)
@@ -148,7 +150,7 @@ class Attendance:
             except artifacts.Damaged as error:
                 failure = events.Failure("crashed", f"what {self.step.name} staged does not verify: {error}")
         if failure is not None:
-            self._failed(failure, running.progress)
+            self._failed(failure, running)
             return
         reason = running.stop_reason or "the step stopped by itself"
         handle.move("interrupt", f"stopped: {reason}", also=lambda tx: tx.close_attempt(
@@ -170,6 +172,8 @@ class Attendance:
                             handle.commits.settings_of(self.step, self._values))
             tx.close_attempt(handle.run.id, name, n, "committed")
             tx.observe_progress(handle.run.id, name, None)
+            observe_progress(tx, handle, name, None)
+            close_incidents(tx, handle.run.id, name, "recovered")
 
         handle.go_past(self.step, f"{name} committed {len(manifest.files) + len(manifest.volatile)} files", rows)
         handle.commits.sweep(handle.run, name)
@@ -178,15 +182,35 @@ class Attendance:
         except (OSError, SQLAlchemyError, StateUnusable) as error:
             handle.log(f"WARNING no backup of the database was made: {error}")
 
-    def _failed(self, failure: events.Failure, progress: dict[str, Any]) -> None:
+    def _failed(self, failure: events.Failure, running: Attempt) -> None:
+        """One incident for the attempt; the run enters the state it belongs to."""
         handle, name = self.handle, self.step.name
-        incident = {**failure.to_json(), "step": name, "attempt": handle.run.attempt, "at": time.time()}
+        seen = self._seen(failure, running)
+        diagnosis = diagnose(handle, seen, failure)
+        incident = {**failure.to_json(), "state": diagnosis.state, "message": diagnosis.message, "step": name,
+                    "attempt": handle.run.attempt, "at": time.time(),
+                    "rule": diagnosis.incident.rule if diagnosis.incident else None}
         reached = max((c.position for c in handle.commits.checkpoints(handle.run.id, name)), default=None)
 
         def rows(tx: Tx) -> None:
             tx.close_attempt(handle.run.id, name, handle.run.attempt, "failed", failure.message,
-                             failure=failure.to_json(), progress=progress or None)
+                             failure=failure.to_json(), progress=running.progress or None)
             incident["failures"] = tx.count_failure(handle.run.id, f"{name}/step", reached)
+            incident["id"] = open_incident(tx, handle, seen, diagnosis)
 
-        handle.move(f"fail_{failure.state}", failure.message, also=rows, incident=incident)
+        handle.move(f"fail_{diagnosis.state}", diagnosis.message, also=rows, incident=incident)
         write_incident(handle.home / handle.config.logging.directory, handle.run, incident)
+
+    def _seen(self, failure: events.Failure, running: Attempt) -> list[events.Event]:
+        """What every source says of the attempt that just ended."""
+        name, n, at = self.step.name, self.handle.run.attempt, time.time()
+        seen = [events.Event("log", name, n, text, at=seen_at, line=number) for number, seen_at, text in running.last_lines()]
+        if failure.exception is not None:
+            seen.append(events.exception_event(failure.exception, name, n, at))
+        if failure.state == "stalled":
+            quiet = self.handle.config.automation.stall_timeout
+            seen.append(events.Event("silence", name, n, failure.message, at=at, quiet=quiet))
+        elif failure.exit_code is not None or failure.signal is not None:
+            seen.append(events.Event("exit", name, n, failure.message, exit_code=failure.exit_code,
+                                     signal=failure.signal, at=at))
+        return seen

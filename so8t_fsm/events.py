@@ -80,8 +80,13 @@ def exception_event(record: Mapping[str, Any], step: str | None = None, attempt:
                     at: float | None = None) -> Event:
     """The event of a record made by :func:`describe`."""
     links = record.get("chain") or [record]
-    text = "\n".join(f"{link.get('type')}: {link.get('message')}" for link in links)
-    return Event("exception", step, attempt, text, record, at=at)
+    return Event("exception", step, attempt, "\n".join(map(_last_line, links)), record, at=at)
+
+
+def _last_line(link: Mapping[str, Any]) -> str:
+    """As Python prints it below a traceback."""
+    module = link.get("module") or "builtins"
+    return f"{'' if module == 'builtins' else f'{module}.'}{link.get('type')}: {link.get('message')}"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from so8t_fsm.commits import Commits
 from so8t_fsm.config import Config
 from so8t_fsm.holder import own_identity
 from so8t_fsm.lease import Lease
+from so8t_fsm.rulebook import Rulebook
 from so8t_fsm.states import WORKING, Facts, Refused, plan
 from so8t_fsm.step import Step
 from so8t_fsm.store import KEEP, Run, Store, Tx
@@ -40,6 +41,8 @@ class RunHandle:
         config: the snapshot it started with; overrides are in :meth:`values`.
         log: writes one line to ``logs/complete_pipeline_<run>.log``.
         notify: severity, title, body; to whoever the configuration names.
+        rules: the recovery rules as they are now.
+        observe_only: failures are diagnosed and answers decided, but no action is done.
     """
 
     store: Store
@@ -51,6 +54,8 @@ class RunHandle:
     signals: stopping.StopSignals
     log: Callable[[str], None]
     notify: Callable[[str, str, str], None]
+    rules: Rulebook
+    observe_only: bool = False
     steps: list[type[Step]] = field(init=False)
     commits: Commits = field(init=False)
     who: str = field(init=False)

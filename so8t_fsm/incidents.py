@@ -7,7 +7,7 @@ because what came long before was evidently survived, and what follows the first
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,13 @@ class Incident:
             "retry_after": self.retry_after, "event": self.event.to_json(),
             "evidence": [{"rule": rule, "event": event.to_json()} for rule, event in self.evidence],
         }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Incident:
+        """Read what :meth:`to_json` made, in this version or another."""
+        evidence = tuple((one["rule"], Event.from_json(one["event"])) for one in stored.get("evidence", ()))
+        return cls(stored["rule"], stored["state"], stored["severity"], Event.from_json(stored["event"]),
+                   bool(stored.get("confirmed")), evidence, stored.get("retry_after"))
 
 
 def arbitrate(rule_set: RuleSet, events: Iterable[Event], *, succeeded: bool = False) -> Incident | None:

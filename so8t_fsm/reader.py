@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 JSON_COLUMNS = frozenset({
     "steps", "config", "reuse", "incident", "detail", "progress", "failure", "inputs", "settings", "args", "value", "was",
-    "data", "outcome",
+    "data", "outcome", "ledgers",
 })
 
 

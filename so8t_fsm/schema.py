@@ -46,6 +46,7 @@ run = sa.Table(
     sa.Column("parent", sa.String(64)),
     sa.Column("reuse", Json),
     sa.Column("incident", Json),
+    sa.Column("ledgers", Json),
     sa.Column("next_retry_at", sa.Float),
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("finished_at", sa.Float),

@@ -6,7 +6,6 @@ import getpass
 import json
 import logging
 import logging.handlers
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from so8t_fsm import commits as commits_module
 from so8t_fsm import config, host, lease, notify, registry, runs
+from so8t_fsm.answer import forgive
 from so8t_fsm.handle import Reporter, RunHandle
+from so8t_fsm.rulebook import Rulebook
 from so8t_fsm.schema import attempt as attempt_table
 from so8t_fsm.statedir import explain, open_state
 from so8t_fsm.states import WORKING, Facts, Plan, Refused, plan
@@ -40,6 +41,7 @@ class Wish:
         run: go on with this run.
         retry: a person looked at the incident; try again with a fresh budget.
         unattended: called at logon, not by a person: a paused run stays paused.
+        observe_only: failures are diagnosed, but nothing is done about them except trying again.
         rerun: (origin run, step): start a run linked to the origin that reuses the commits before the step.
     """
 
@@ -50,6 +52,7 @@ class Wish:
     retry: bool = False
     unattended: bool = False
     rerun: tuple[str, str] | None = None
+    observe_only: bool = False
 
 
 class Unusable(Exception):
@@ -97,7 +100,7 @@ def _resume(store: Store, home: Path, wish: Wish, reporter: Reporter) -> int:
                 reporter.say(f"run {existing.id} is completed; nothing to do")
                 return EXIT_OK
             wish, existing = replace(wish, rerun=(existing.id, again)), None
-        known = loaded or (_snapshot(existing) if existing else None)
+        known = loaded or (snapshot_of(existing) if existing else None)
         seconds = known.automation.lease_seconds if known else LEASE_SECONDS
         try:
             held = lease.acquire(store, seconds)
@@ -168,7 +171,8 @@ def _again(store: Store, home: Path, existing: Run, loaded: config.Config | None
     return None
 
 
-def _snapshot(run: Run) -> config.Config:
+def snapshot_of(run: Run) -> config.Config:
+    """The configuration a run started with."""
     return config.Config.from_json(json.dumps(run.config), registry.sections(run.steps))
 
 
@@ -183,7 +187,7 @@ def _create(store: Store, home: Path, wish: Wish, loaded: config.Config | None, 
     if wish.config is None:
         path = origin.config_path or path
         loaded = config.load(path, registry.sections, sets=wish.sets, home=home) if Path(path).exists() else None
-    loaded = loaded or _snapshot(origin)
+    loaded = loaded or snapshot_of(origin)
     reused = runs.before(origin.steps, step)
     live = commits_module.Commits(store, home).live(origin.id)
     for stale in runs.stale_steps(origin, {k: v for k, v in live.items() if k in reused}, loaded.values):
@@ -205,7 +209,7 @@ class _Resumption:
     signals: host.StopSignals
 
     def go(self) -> int:
-        snapshot = _snapshot(self.run)
+        snapshot = snapshot_of(self.run)
         commits = commits_module.Commits(self.store, self.home)
         self._close_cut_off_attempts()
         changed = self._report_changes(commits)
@@ -214,16 +218,18 @@ class _Resumption:
         if not self._let_in():
             return EXIT_PERSON if self.run.state == "needs_attention" else EXIT_STOPPED
         self._verify(commits)
+        rules = Rulebook(self.home, self.reporter.say)
         logs = self.home / snapshot.logging.directory
         write, close = open_log(logs, self.run, snapshot)
         secrets = self.loaded or snapshot
         urls = [url.get_secret_value() for url in secrets.notifications.urls]
         if secrets.notifications.desktop:
-            urls.append({"win32": "windows://", "darwin": "macosx://"}.get(sys.platform, "dbus://"))
+            urls.append(notify.desktop_url())
         try:
             handle = RunHandle(
                 self.store, self.held, self.home, self.run, snapshot, self.reporter, self.signals, write,
                 lambda severity, title, body: self._notify(urls, severity, title, body, snapshot),
+                rules, self.wish.observe_only,
             )
             with host.keep_awake():
                 code = Supervisor(handle).drive()
@@ -234,7 +240,7 @@ class _Resumption:
             close()
 
     def _notify(self, urls: list[str], severity: str, title: str, body: str, snapshot: config.Config) -> None:
-        level: notify.Severity = "critical" if severity == "critical" else "info"
+        level: notify.Severity = severity if severity in ("warning", "critical") else "info"  # type: ignore[assignment]
         for failed in notify.notify(urls, title, body, level, snapshot.notifications.min_severity):
             self.reporter.say(failed)
 
@@ -332,6 +338,7 @@ class _Resumption:
                 return False
             with self.store.fenced(self.held.epoch, self.held.seconds) as tx:
                 tx.observe_progress(self.run.id, str(self.run.step), None)
+                forgive(tx, self.run)
             self._move(plan("needs_attention", "resume", self._facts()), "a person says: try again", operator(),
                        incident=None)
         return True

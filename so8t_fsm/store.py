@@ -59,6 +59,7 @@ class Run:
     next_retry_at: float | None
     created_at: float
     finished_at: float | None
+    ledgers: dict[str, Any] | None = None
 
 
 def now() -> float:

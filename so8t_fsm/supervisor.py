@@ -9,8 +9,8 @@ import time
 from dataclasses import dataclass
 
 from so8t_fsm import resources, views
+from so8t_fsm.answer import Answer
 from so8t_fsm.attend import Attendance
-from so8t_fsm.backoff import delay
 from so8t_fsm.commands import Request, finish, pending
 from so8t_fsm.commits import Artifact
 from so8t_fsm.handle import RunHandle
@@ -18,6 +18,9 @@ from so8t_fsm.states import FAILURES, WORKING
 from so8t_fsm.step import Step
 
 EXIT_OK, EXIT_USAGE, EXIT_STOPPED, EXIT_PERSON = 0, 2, 75, 78
+
+CLOCK_SLACK = 5.0
+"""Seconds that a wait may seem longer than it was planned before the clock is taken to have been set back."""
 
 
 class Stopped(Exception):
@@ -56,7 +59,7 @@ class Supervisor:
         elif run.state in WORKING:
             self._work()
         elif run.state in FAILURES:
-            self._answer_failure()
+            Answer(self.handle).give()
         elif run.state == "backing_off":
             self._wait_for_retry()
         elif run.state == "waiting_for_resources":
@@ -128,23 +131,11 @@ class Supervisor:
         else:
             self.handle.move("resources_ready", "what was missing is there", known={"resources_ok": True}, incident=None)
 
-    def _answer_failure(self) -> None:
-        """The default answer, until a rule knows better: back off, at most so often without progress."""
-        handle, automation = self.handle, self.handle.config.automation
-        incident = handle.run.incident or {}
-        failures, allowed = int(incident.get("failures", 1)), automation.max_attempts_without_progress
-        if failures < allowed:
-            seconds = delay(failures, automation.backoff.initial, automation.backoff.max)
-            handle.move("back_off", f"try {failures + 1} of {allowed} in {seconds:.0f} s", known={"budget_left": True},
-                        next_retry_at=time.time() + seconds)
-            return
-        handle.move("give_up", f"{failures} attempts without progress", next_retry_at=None)
-        handle.notify("critical", f"SO8T needs you: {handle.run.step}", str(incident.get("message", "")))
-
     def _wait_for_retry(self) -> None:
         remaining = (self.handle.run.next_retry_at or 0.0) - time.time()
+        planned = float((self.handle.run.incident or {}).get("wait") or self.handle.config.automation.backoff.max)
         # A clock that was set back would make this wait for as long as it went back.
-        if remaining <= 0 or remaining > 2 * self.handle.config.automation.backoff.max:
+        if remaining <= 0 or remaining > planned + CLOCK_SLACK:
             self.handle.move("retry", "the wait is over", known={"retry_due": True}, next_retry_at=None)
         else:
             self._sleep(min(remaining, 1.0))

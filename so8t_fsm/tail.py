@@ -234,10 +234,10 @@ class Logs:
             left = min(size, own.offset)
             if own.at < self._booted and left >= EDGE and _edges(stream, left)[:HASH] == own.edges[:HASH]:
                 return replace(own, offset=left, edges=_edges(stream, left), line=1 + _lines_before(stream, left, own))
-        elif own is None and size:
+        if size:
             for other in newer:
                 # The writer's log is copied and then emptied in place.  Until it is emptied, the copy is not ours to
-                # read; from then on it is where the original was left.
+                # read; from then on it goes on where the original was left.
                 mark = self.marks.get(other.file)
                 if mark is not None and mark.offset:
                     with open_shared(other.path) as original:

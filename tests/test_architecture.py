@@ -21,7 +21,8 @@ from so8t_fsm.step import Step
 
 MACHINE, WORK = ROOT / "so8t_fsm", ROOT / "so8t_ops"
 FILES = sorted([*MACHINE.rglob("*.py"), *WORK.rglob("*.py")])
-POINTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]["so8t.steps"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+POINTS = PROJECT["entry-points"]["so8t.steps"]
 HEAVY = {
     "torch", "transformers", "datasets", "peft", "trl", "accelerate", "sklearn", "pandas", "matplotlib", "scipy", "gguf",
 }

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -58,8 +59,11 @@ def test_state_of_a_living_run_has_an_eta(home: Home) -> None:
     home.configure(TRAIN, toy={"pause": 0.5}, automation={"heartbeat_seconds": 0.1})
     runner = home.start("resume", "--config", home.config)
     try:
-        wait_for(lambda: home.picture()["step"] == "toy_train" and (home.picture()["progress"] or {}).get("eta_s"), "an eta")
-        facts = home.picture()
+        def facts_with_eta() -> dict[str, Any] | None:
+            facts = home.picture()
+            return facts if facts["step"] == "toy_train" and (facts["progress"] or {}).get("eta_s") else None
+
+        facts = wait_for(facts_with_eta, "an eta")
         assert facts["runner_alive"] and facts["steps"][2] == {"name": "toy_train", "status": "running"}
         assert 0 < facts["progress"]["done"] < facts["progress"]["total"] == 20
         assert 0 < facts["progress"]["eta_s"] < 60
@@ -139,9 +143,9 @@ def test_config_show_says_where_a_value_comes_from(waiting: Home) -> None:
 def test_doctor_names_every_check(waiting: Home) -> None:
     found = json.loads(waiting.so8t("doctor", "--config", waiting.path / "nothing.yaml", "--json", expect=2).stdout)
     checks = {check["name"]: check for check in found["checks"]}
-    assert checks["configuration"]["status"] == "fail" and "nothing.yaml" in checks["configuration"]["message"]
-    assert checks.keys() >= {"Python", "torch", "database", "llama.cpp", "autostart"}
-    assert all(check["hint"] for check in checks.values() if check["status"] == "fail")
+    assert checks["configuration"]["status"] == "fail" and "nothing.yaml" in checks["configuration"]["found"]
+    assert checks.keys() >= {"python", "home", "disk", "database", "llama.cpp", "autostart", "torch", "vram"}
+    assert not found["ok"] and all(check["advice"] for check in checks.values() if check["status"] == "fail")
 
 
 def test_init_makes_a_home_and_keeps_what_is_there(tmp_path: Path) -> None:

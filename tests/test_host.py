@@ -226,6 +226,17 @@ def test_an_orphan_is_killed_only_when_it_is_the_one_recorded() -> None:
     assert host.kill_orphan(pid, started) is False
 
 
+def test_a_stranger_with_the_same_number_keeps_its_family() -> None:
+    pid, started, grandchild = orphaned("""
+import os, subprocess, sys, time  # no adopting of the parent, but records
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+os.write(int(os.environ["SO8T_RECORD_FD"]), b"%d\\n" % child.pid); time.sleep(60)""")
+    assert host.kill_orphan(pid, started - 10) is False
+    assert host.alive(pid, started) and host.process_identity(int(grandchild))
+    assert host.kill_orphan(pid, started) is True
+    assert gone(pid) and gone(int(grandchild))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the child dies with the runner only on Linux")
 def test_a_dead_childs_grandchildren_are_found_and_killed() -> None:
     pid, started, grandchild = orphaned(FAMILY + "time.sleep(60)")

@@ -166,16 +166,27 @@ def test_one_live_commit_a_step_and_its_checkpoints_go(store: Store, run: Run) -
 def test_the_ledger_forgets_only_by_real_progress(store: Store, run: Run) -> None:
     held, _ = adopted(store, run)
     with store.fenced(held.epoch) as tx:
-        assert tx.count_failure("r1", "k", None) == 1
-        assert tx.count_failure("r1", "k", 10.0) == 2
-        tx.observe_progress("r1", "k", 10.0)  # as far as before is not further
-        assert tx.count_failure("r1", "k", 4.0) == 3
-        tx.observe_progress("r1", "k", 9.0)
-        assert tx.count_failure("r1", "k", 9.0) == 4
-        tx.observe_progress("r1", "k", 10.5)
-        assert tx.count_failure("r1", "k", 10.5) == 1
-        tx.observe_progress("r1", "k", None)
-        assert tx.count_failure("r1", "k") == 1
+        assert tx.count_failure("r1", "s/k", None) == 1
+        assert tx.count_failure("r1", "s/k", 10.0) == 2
+        tx.observe_progress("r1", "s", 10.0)  # as far as before is not further
+        assert tx.count_failure("r1", "s/k", 4.0) == 3
+        tx.observe_progress("r1", "s", 9.0)
+        assert tx.count_failure("r1", "s/k", 9.0) == 4
+        tx.observe_progress("r1", "s", 10.5)
+        assert tx.count_failure("r1", "s/k", 10.5) == 1
+        tx.observe_progress("r1", "s", None)
+        assert tx.count_failure("r1", "s/k") == 1
+
+
+def test_a_step_clears_its_own_ledgers_only(store: Store, run: Run) -> None:
+    """All of its own, and none of a step whose name merely looks alike."""
+    held, _ = adopted(store, run)
+    keys = ("a_b/rule x", "a_b/root y", "axb/rule x", "a_b_c/rule x")
+    with store.fenced(held.epoch) as tx:
+        for key in keys:
+            tx.count_failure("r1", key)
+        tx.observe_progress("r1", "a_b", 1.0)
+        assert [tx.count_failure("r1", key) for key in keys] == [1, 1, 2, 2]
 
 
 def test_the_lease_is_held_by_a_living_process(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ from so8t_fsm import __version__
 
 COMMANDS = {
     "init": "setup", "resume": "run", "rerun": "run", "state": "show", "history": "show", "graph": "show",
-    "force-transition": "steer", "pause": "steer", "config": "setup", "doctor": "setup",
+    "force-transition": "steer", "pause": "steer", "config": "setup", "doctor": "setup", "recover": "recover",
+    "monitor": "monitor",
 }
 
 

@@ -19,11 +19,12 @@ from so8t_fsm.statedir import open_state
 @click.option("--run", "run_id", metavar="ID", help="Go on with this run.")
 @click.option("--retry", is_flag=True, help="After `needs_attention`: the cause is mended, try again.")
 @click.option("--unattended", is_flag=True, help="Called by autostart: leave a paused run paused.")
+@click.option("--observe-only", is_flag=True, help="Diagnose failures and say what the rules would do, but do none of it.")
 @click.option("--json", "as_json", is_flag=True, help="Print what happens as one JSON object a line.")
 @click.pass_context
 def resume(
     ctx: click.Context, config: Path | None, sets: tuple[str, ...], new: bool, run_id: str | None, retry: bool,
-    unattended: bool, as_json: bool,
+    unattended: bool, observe_only: bool, as_json: bool,
 ) -> int:
     """Go on with the unfinished run; with none, start one.
 
@@ -35,7 +36,8 @@ def resume(
     if run_id and new:
         raise click.UsageError("--run goes on with a run and --new starts one: give only one of them")
     home = find_home(ctx.obj)
-    wish = service.Wish(_absolute(config), sets, new, run_id, retry, unattended)
+    wish = service.Wish(
+        _absolute(config), sets, new, run_id, retry, unattended, observe_only=observe_only)
     with reporter(as_json) as watching:
         return service.resume(home, wish, watching)
 

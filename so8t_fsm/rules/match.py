@@ -45,5 +45,8 @@ def matches(rule_set: RuleSet, event: Event) -> Iterator[Match]:
 
 
 def match(rule_set: RuleSet, event: Event) -> Match | None:
-    """The first rule that holds for an event, whether or not its lines are harmless; None when no rule knows it."""
-    return next(matches(rule_set, event), None)
+    """The first stable rule that holds for an event, whether or not its lines are harmless; None when no rule knows it.
+
+    Experimental rules only watch: none of them may decide what an event is.
+    """
+    return next((found for found in matches(rule_set, event) if found.rule.status == "stable"), None)

@@ -71,8 +71,9 @@ class Blueprint:
         array, kind = self.weights.get(self.sources[name]), self.type_of(name)
         largest = float(max(array.max(), -array.min())) if array.size else 0.0
         if not np.isfinite(largest):
-            raise StepFailure(f"{self.sources[name]} of the merged model holds a value that is no number",
-                              state="data_invalid", hint="The training diverged: train again with a lower learning rate.")
+            raise StepFailure(
+                f"{self.sources[name]} of the merged model holds a value that is no number", state="data_invalid",
+                hint="The training diverged: train again with a lower learning rate.")
         if largest > LARGEST[kind]:
             raise StepFailure(
                 f"{self.sources[name]} holds {largest:.6g}, and the largest {kind} is {LARGEST[kind]:.6g}",

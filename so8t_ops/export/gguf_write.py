@@ -28,8 +28,8 @@ def quantization(kind: str) -> Any:
     return gguf.GGMLQuantizationType[kind.upper()]
 
 
-def write_gguf(path: Path, blueprint: Blueprint, progress: Callable[[int], None]) -> None:
-    """Write one file; ``progress`` is called with the number of tensors written.
+def write_gguf(path: Path, blueprint: Blueprint, progress: Callable[[], None]) -> None:
+    """Write one file; ``progress`` is called after each tensor.
 
     Memory: one tensor in float32 and its encoding.
 
@@ -54,9 +54,9 @@ def write_gguf(path: Path, blueprint: Blueprint, progress: Callable[[int], None]
         writer.write_header_to_file(path)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for done, name in enumerate(blueprint.names(), 1):
+        for name in blueprint.names():
             writer.write_tensor_data(encode(blueprint.array(name), blueprint.type_of(name)))
-            progress(done)
+            progress()
 
 
 def _announce(writer: Any, name: str, shape: tuple[int, ...], kind: str) -> None:

@@ -23,10 +23,12 @@ TENSORS = {
     "post_attention_layernorm": "ffn_norm", "mlp.gate_up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
 }
 
+ROPE_HINT = "Look at rope_parameters or rope_scaling in the base's config.json."
+
 
 @dataclass(frozen=True)
 class Value:
-    """One metadata value and the GGUF type it is written with (``u32``, ``f32``, ``bool``, ``string``)."""
+    """One metadata value and the GGUF type it is written with (``u32``, ``f32``, ``bool``, ``string``, ``strings``)."""
 
     kind: str
     value: Any
@@ -56,58 +58,99 @@ def tensor_type(shape: Sequence[int], wanted: str) -> str:
 
 
 def rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """RoPE's parameters: transformers 5 keeps them in ``rope_parameters``, 4 in ``rope_scaling`` and ``rope_theta``."""
+    """RoPE's parameters: transformers 5 keeps them in ``rope_parameters``, 4 in ``rope_scaling`` and beside it.
+
+    Raises:
+        StepFailure: a kind of RoPE that Phi-3 does not have (``data_invalid``).
+    """
     found = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    found.setdefault("rope_theta", config.get("rope_theta", 10000.0))
-    found.setdefault("rope_type", found.get("type", "default"))
+    for key, default in (
+        ("rope_theta", 10000.0), ("partial_rotary_factor", 1.0),
+        ("original_max_position_embeddings", config["max_position_embeddings"]),
+    ):
+        found.setdefault(key, config.get(key) or default)
+    kind = found.get("rope_type") or found.get("type") or "default"
+    # The first Phi-3 configurations called LongRoPE by these names.
+    found["rope_type"] = "longrope" if kind in ("su", "yarn") else kind
+    if found["rope_type"] not in ("default", "longrope"):
+        raise StepFailure(f"RoPE of type {kind!r}: a Phi-3 has none or longrope", state="data_invalid",
+                          hint=ROPE_HINT)
     return found
 
 
+def head_width(config: Mapping[str, Any]) -> int:
+    """Channels of a head that RoPE turns."""
+    each = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    return int(each * rope(config)["partial_rotary_factor"])
+
+
 def rope_factors(config: Mapping[str, Any]) -> dict[str, list[float]]:
-    """LongRoPE's two factor tensors, each of head_dim / 2 values; none for plain RoPE."""
+    """LongRoPE's two factor tensors, each of half a head's turned channels; none for plain RoPE.
+
+    Raises:
+        StepFailure: one is missing or has another length (``data_invalid``).
+    """
     found = rope(config)
     if found["rope_type"] != "longrope":
         return {}
-    return {"rope_factors_long.weight": list(found["long_factor"]), "rope_factors_short.weight": list(found["short_factor"])}
+    factors = {}
+    for which in ("long", "short"):
+        values = list(found.get(f"{which}_factor") or ())
+        if len(values) != head_width(config) // 2:
+            raise StepFailure(f"RoPE's {which}_factor has {len(values)} values, not {head_width(config) // 2}",
+                              state="data_invalid", hint=ROPE_HINT)
+        factors[f"rope_factors_{which}.weight"] = values
+    return factors
+
+
+def attention_factor(config: Mapping[str, Any]) -> float:
+    """What LongRoPE multiplies cosine and sine by: sqrt(1 + ln(s) / ln(n)) with s the stretch and n the original
+    context, where the configuration names no other (Ding et al. 2024, LongRoPE, arXiv:2402.13753)."""
+    found = rope(config)
+    if found.get("attention_factor"):
+        return float(found["attention_factor"])
+    original = found["original_max_position_embeddings"]
+    stretch = found.get("factor") or config["max_position_embeddings"] / original
+    return math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
 
 
 def metadata(config: Mapping[str, Any], *, name: str, kind: str, license_id: str, author: str,
              languages: Sequence[str]) -> dict[str, Value]:
     """General and ``phi3.*`` keys of a model with this Hugging Face configuration.
 
-    The attention factor of LongRoPE is sqrt(1 + ln(s) / ln(n)) with s the stretch and n the original context
-    (Ding et al. 2024, LongRoPE, arXiv:2402.13753; Phi-3's modelling code).
+    Raises:
+        StepFailure: it is no Phi-3 (``data_invalid``).
     """
     if config.get("model_type") != "phi3":
         raise StepFailure(f"a model of type {config.get('model_type')!r} is not a Phi-3", state="data_invalid",
                           hint="Set model.base to a Phi-3 or Phi-3.5.")
     heads = int(config["num_attention_heads"])
     found = rope(config)
-    context = int(config["max_position_embeddings"])
-    original = int(found.get("original_max_position_embeddings") or config.get("original_max_position_embeddings") or context)
-    partial = float(found.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0)
     keys = {
         "general.architecture": Value("string", "phi3"), "general.type": Value("string", "model"),
         "general.name": Value("string", name), "general.file_type": Value("u32", FILE_TYPES[kind]),
-        "general.quantization_version": Value("u32", 2), "general.license": Value("string", license_id),
-        "general.languages": Value("strings", list(languages)),
-        "phi3.context_length": Value("u32", context),
-        "phi3.rope.scaling.original_context_length": Value("u32", original),
+        "general.quantization_version": Value("u32", 2),
+        "phi3.context_length": Value("u32", config["max_position_embeddings"]),
+        "phi3.rope.scaling.original_context_length": Value("u32", found["original_max_position_embeddings"]),
         "phi3.embedding_length": Value("u32", config["hidden_size"]),
         "phi3.feed_forward_length": Value("u32", config["intermediate_size"]),
         "phi3.block_count": Value("u32", config["num_hidden_layers"]),
         "phi3.attention.head_count": Value("u32", heads),
         "phi3.attention.head_count_kv": Value("u32", config.get("num_key_value_heads") or heads),
         "phi3.attention.layer_norm_rms_epsilon": Value("f32", config["rms_norm_eps"]),
-        "phi3.rope.dimension_count": Value("u32", int(partial * config["hidden_size"] // heads)),
+        "phi3.rope.dimension_count": Value("u32", head_width(config)),
         "phi3.rope.freq_base": Value("f32", float(found["rope_theta"])),
         "phi3.attention.sliding_window": Value("u32", config.get("sliding_window") or 0),
     }
+    if found["rope_type"] == "longrope":
+        keys["phi3.rope.scaling.attn_factor"] = Value("f32", attention_factor(config))
+    # The writer leaves out what is empty.
     if author:
         keys["general.author"] = Value("string", author)
-    if found["rope_type"] == "longrope" and context > original:
-        keys["phi3.rope.scaling.attn_factor"] = Value(
-            "f32", math.sqrt(1 + math.log(context / original) / math.log(original)))
+    if license_id:
+        keys["general.license"] = Value("string", license_id)
+    if languages:
+        keys["general.languages"] = Value("strings", list(languages))
     return keys
 
 

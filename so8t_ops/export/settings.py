@@ -21,7 +21,7 @@ class ConversionSettings(Settings):
     types: tuple[FileType, ...] = Field(("f16",), min_length=1, description="GGUF files to write, one a type.")
     merge_dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Precision in which the adapters are merged, and of the merged model.")
-    shard_size: str = Field("2GB", description="Largest file of the merged model.")
+    shard_size: str = Field("2GB", pattern=r"^[1-9][0-9]*(MB|GB)$", description="Largest file of the merged model.")
     author: str = Field("", description="Author, in the GGUF's metadata; empty leaves it out.")
     license: str = Field("apache-2.0", description="Licence of the result, in the GGUF's metadata.")
     languages: tuple[str, ...] = Field(("ja", "en"), description="Languages, in the GGUF's metadata.")
@@ -31,6 +31,13 @@ class ConversionSettings(Settings):
     def _recognisable(cls, name: str) -> str:
         if "phi-3" not in name.lower() and "phi3" not in name.lower():
             raise ValueError("must contain phi-3, else llama.cpp tokenizes text after special tokens differently")
-        if any(sign in name for sign in "/\\:*?\"<>|"):
+        if any(sign in '/\\:*?"<>|' or not sign.isprintable() for sign in name) or name != name.strip(" ."):
             raise ValueError("must be usable as a file name")
         return name
+
+    @field_validator("types")
+    @classmethod
+    def _each_once(cls, types: tuple[FileType, ...]) -> tuple[FileType, ...]:
+        if len(set(types)) != len(types):
+            raise ValueError("names a type twice")
+        return types

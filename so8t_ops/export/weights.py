@@ -1,4 +1,4 @@
-"""The merged model's tensors, one at a time: a model of 3.8 billion parameters needs the memory of its largest tensor."""
+"""The merged model's tensors, one at a time: 3.8 billion weights need the memory of their largest tensor."""
 
 from __future__ import annotations
 

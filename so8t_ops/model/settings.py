@@ -25,7 +25,7 @@ class TinySettings(Settings):
     )
     context_length: int = Field(2048, ge=64, le=131072, description="Longest sequence the model accepts, in tokens.")
     pretrain_steps: int = Field(
-        120, ge=0, le=100_000,
+        40, ge=0, le=100_000,
         description="Optimizer steps of causal language modelling on unlabelled text that make the base.",
     )
     pretrain_learning_rate: float = Field(1e-3, gt=0, le=1, description="Peak learning rate of that run.")

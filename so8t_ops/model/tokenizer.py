@@ -38,21 +38,25 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> bytes:
     # The words the model must be able to say; often enough that each becomes one piece.
     own = [INSTRUCTION, *(f"{label} {reasons[label]}" for reasons in REASONS.values() for label in LABELS)] * 50
     corpus = [line for text in texts for line in text.splitlines() if line.strip()] + own
-    size = vocab_size
+    size, coverage = vocab_size, 0.9995
     while True:
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=iter(corpus), model_writer=model, vocab_size=size, model_type="bpe", byte_fallback=True,
-                character_coverage=0.9995, normalization_rule_name="identity", remove_extra_whitespaces=False,
+                character_coverage=coverage, normalization_rule_name="identity", remove_extra_whitespaces=False,
                 unk_id=0, bos_id=1, eos_id=2, pad_id=-1, num_threads=1, max_sentence_length=65536,
                 shuffle_input_sentence=False, minloglevel=2,
             )
         except RuntimeError as error:
-            # A small corpus has fewer pieces than asked for; the trainer cannot be told to take what there is.
-            if size <= 300:
+            # The trainer takes neither what there is nor what fits.  Text with more characters than the vocabulary
+            # has room for: leave the rare ones to the bytes.  Text with fewer pieces than asked for: ask for fewer.
+            if "required_chars" in str(error) and coverage > 0.5:
+                coverage -= 0.02
+            elif "required_chars" not in str(error) and size > 300:
+                size = max(300, int(size * 0.9))
+            else:
                 raise ValueError(f"no tokenizer can be learnt from {len(corpus)} lines of text: {error}") from error
-            size = max(300, int(size * 0.9))
             continue
         return model.getvalue()
 

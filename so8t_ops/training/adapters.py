@@ -35,7 +35,8 @@ def adapter_tensors(model: Any) -> dict[str, Any]:
     """The adapter's tensors on the CPU, by name in alphabetical order."""
     from peft import get_peft_model_state_dict
 
-    state = get_peft_model_state_dict(model)
+    # An adapter on the embedding is an adapter; the embedding itself belongs to the base.
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
     return {name: state[name].detach().cpu().contiguous() for name in sorted(state)}
 
 

@@ -16,15 +16,15 @@ class LoraSettings(Settings):
     alpha: float = Field(32.0, gt=0, description="Scale of each adapter; its product is weighted by alpha / r.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapters' input during the warm start; PPO uses none.")
     targets: tuple[str, ...] = Field(
-        ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"), min_length=1,
-        description="Names of the linear layers that get an adapter.",
+        ("qkv_proj", "o_proj", "gate_up_proj", "down_proj", "embed_tokens"), min_length=1,
+        description="Names of the linear and embedding layers that get an adapter.",
     )
 
 
 class SftSettings(Settings):
     """The supervised warm start."""
 
-    epochs: float = Field(4.0, gt=0, le=1000, description="Passes over the labelled training prompts.")
+    epochs: float = Field(2.0, gt=0, le=1000, description="Passes over the labelled training prompts.")
     max_steps: int = Field(0, ge=0, description="Optimizer steps at most; 0 leaves it to the epochs.")
     lr_scale: float = Field(1.0, gt=0, description="Multiplies training.learning_rate for the warm start.")
     warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
@@ -67,7 +67,7 @@ class TrainingSettings(Settings):
         1, ge=1, le=4096, description="Forward passes per optimizer step; times batch_size it is the effective batch.",
     )
     learning_rate: float = Field(
-        2e-3, gt=0, le=1, description="The one learning rate; the warm start and PPO scale it by their lr_scale.",
+        3e-3, gt=0, le=1, description="The one learning rate; the warm start and PPO scale it by their lr_scale.",
     )
     seed: int = Field(42, ge=0, le=2**31 - 1, description="Seed of every random draw of the step.")
     max_length: int = Field(192, ge=16, le=131072, description="Longest prompt in tokens; longer ones are cut at the end.")

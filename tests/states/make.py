@@ -23,11 +23,6 @@ from so8t_fsm import host, schema  # noqa: E402
 
 RUN = "20250101-090000-70y5"
 BEGAN = 1_735_722_000.0  # 2025-01-01 09:00 UTC
-TIMES = {
-    "artifact": ["committed_at"], "attempt": ["started_at", "ended_at"], "checkpoint": ["verified_at", "committed_at"],
-    "history": ["at"], "lease": ["heartbeat_at", "expires_at"], "ledger": ["updated_at"],
-    "run": ["created_at", "finished_at", "next_retry_at"],
-}
 
 
 def main(target: Path) -> None:
@@ -46,9 +41,9 @@ def main(target: Path) -> None:
 def save(home: Home, target: Path) -> None:
     run = home.run()
     connection = sqlite3.connect(home.database)
-    for table, columns in TIMES.items():
-        for column in columns:
-            connection.execute(f"UPDATE {table} SET {column} = {column} - ?", (run.created_at - BEGAN,))
+    for table in schema.metadata.tables.values():
+        for name in (column.name for column in table.columns if column.name == "at" or column.name.endswith("_at")):
+            connection.execute(f'UPDATE "{table.name}" SET "{name}" = "{name}" - ?', (run.created_at - BEGAN,))
     connection.execute("UPDATE lease SET boot = 'a-boot', pid = 4242, pid_started = 1.0")
     connection.execute("UPDATE attempt SET pid = 4343, pid_started = 1.0")
     connection.commit()

@@ -8,6 +8,7 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
+    op.add_column("run", sa.Column("ledgers", sa.JSON(none_as_null=True), nullable=True))
     op.create_table(
         "log_mark",
         sa.Column("path", sa.String(length=1024), nullable=False),
