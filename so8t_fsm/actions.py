@@ -14,12 +14,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from so8t_fsm.commits import Commits
+from so8t_fsm.config import format_value
 from so8t_fsm.store import Run, Store
 
-BATCH_SIZE = {"evaluating": "benchmark.batch_size"}
-"""Which setting is a state's micro-batch, where it is not the training's."""
+BATCH_SIZE = {"training": "training.batch_size", "evaluating": "benchmark.batch_size"}
+"""Which setting is a state's micro-batch; the other states have none."""
 
 ACCUMULATION = {"training.batch_size": "training.gradient_accumulation_steps"}
+
+
+class Interrupted(Exception):
+    """A stop was asked for while an action was at work; it is carried out again when the run goes on."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,8 @@ class Scene:
         step: its name.
         by: the id of the rule, for the provenance of overrides.
         lease: epoch and seconds, to write under.
+        beat: renews the lease; to be called at least once a second by an action that takes time.  It raises
+            :class:`Interrupted` when the runner is asked to stop.
     """
 
     store: Store
@@ -104,12 +111,14 @@ def _skip(why: str) -> Intent:
 
 
 def _change(key: str, was: Any, value: Any) -> Intent:
-    return Intent(f"{key} {was:g} → {value:g}", {key: (was, value)})
+    return Intent(f"{key} {format_value(was)} → {format_value(value)}", {key: (was, value)})
 
 
 def reduce_batch_size(scene: Scene, args: Mapping[str, Any]) -> Intent:
     """Fewer sequences at once; accumulation makes up for it exactly, so the optimiser sees the same batch."""
-    key = BATCH_SIZE.get(scene.state, "training.batch_size")
+    key = BATCH_SIZE.get(scene.state)
+    if key is None:
+        return _skip(f"{scene.state} works on no batches")
     size = scene.setting(key)
     if not isinstance(size, int):
         return _skip(f"there is no setting {key}")
@@ -124,9 +133,10 @@ def reduce_batch_size(scene: Scene, args: Mapping[str, Any]) -> Intent:
     fitting = next((n for n in range(goal, int(args["min"]) - 1, -1) if effective % n == 0), None)
     if fitting is None:
         return _skip(f"no smaller {key} divides the effective batch of {effective}")
+    made_up = effective // fitting
     return Intent(
-        f"{key} {size} → {fitting}, {partner} {accumulation} → {effective // fitting}: the effective batch stays {effective}",
-        {key: (size, fitting), partner: (accumulation, effective // fitting)},
+        f"{key} {size} → {fitting}, {partner} {accumulation} → {made_up}: the effective batch stays {effective}",
+        {key: (size, fitting), partner: (accumulation, made_up)},
     )
 
 
@@ -137,15 +147,20 @@ def _scaled(key: str, integer: bool) -> Plan:
             return _skip(f"{key} has no size to reduce")
         value = was * float(args["factor"])
         value = max(args["min"], math.floor(value) if integer else value)
-        return _change(key, was, value) if value < was else _skip(f"{key} is {was:g} already")
+        return _change(key, was, value) if value < was else _skip(f"{key} is {format_value(was)} already")
 
     return plan
 
 
 def reduce_dataset_size(scene: Scene, args: Mapping[str, Any]) -> Intent:
-    """Fewer samples: of the sources while data is made, of the training set later.  The reason stays in the override."""
-    if scene.state in ("collecting", "preprocessing"):
+    """Fewer samples: of each source while they are collected, of the prompts in training.
+
+    The other steps take what these have committed.  The reason stays in the override.
+    """
+    if scene.state == "collecting":
         return _scaled("data.max_samples", True)(scene, args)
+    if scene.state != "training":
+        return _skip(f"{scene.state} takes the samples that are committed")
     limit = scene.setting("training.max_samples")
     if limit is None:
         return _skip("there is no setting training.max_samples")
@@ -174,7 +189,6 @@ def switch_endpoint(scene: Scene, _args: Mapping[str, Any]) -> Intent:
         return _skip(f"{key} names no other mirror")
     turned = [*mirrors[1:], mirrors[0]]
     return Intent(f"the Hub is asked at {turned[0]} instead of {mirrors[0]}", {key: (mirrors, turned)})
-
 
 
 def retry_with_backoff(_scene: Scene, _args: Mapping[str, Any]) -> Intent:
@@ -209,7 +223,7 @@ def vocabulary() -> dict[str, tuple[Plan, Perform]]:
         "cleanup_temp_files": (files.plan_cleanup, files.cleanup),
         "resume_download": (files.plan_download, files.resume_download),
         "move_to_storage": (files.plan_move, files.move_to_storage),
-        "rollback_checkpoint": (files.plan_rollback, files.rollback_checkpoint),
-        "restart_step": (files.plan_restart, files.restart_step),
+        "rollback_checkpoint": (files.plan_rollback, files.leave_out),
+        "restart_step": (files.plan_restart, files.leave_out),
         "pause": (pause, _pause),
     }

@@ -210,16 +210,27 @@ def quarantine(directory: Path) -> Path:
 
 
 def remove_tree(path: Path) -> int:
-    """Delete a directory or file.  Returns the bytes freed; what is already gone frees 0."""
-    if not path.exists():
-        return 0
-    freed = sum(p.lstat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.lstat().st_size
+    """Delete a directory or file.  Returns the bytes freed; what is already gone frees 0.
+
+    A link is deleted, never what it points to.
+    """
+    freed = weigh(path)
     if path.is_dir() and not path.is_symlink():
         _retry_sharing(lambda: shutil.rmtree(path, ignore_errors=False))
     else:
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
     return freed
+
+
+def weigh(path: Path) -> int:
+    """Bytes in a file, or in the files below a directory.  Links, and what is not there, weigh nothing."""
+    total = 0
+    for found in (path, *(path.rglob("*") if not path.is_symlink() else ())):
+        with contextlib.suppress(OSError):
+            status = found.lstat()
+            total += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return total
 
 
 def _retry_sharing(operation: Callable[[], None]) -> None:

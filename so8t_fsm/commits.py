@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,12 @@ class Commits:
                 broken[name] = str(error)
         return broken
 
+    def away(self, paths: Iterable[str]) -> list[Path]:
+        """Second storages that rows speak of and that are not there: a drive that is unplugged is not damage."""
+        moved = (path for path in paths if Path(path).is_absolute() and "/runs/" in path)
+        runs = {Path(path[: path.rindex("/runs/")], "runs") for path in moved}
+        return sorted(place.parent for place in runs if not place.is_dir())
+
     def set_aside(self, epoch: int, found: Artifact) -> None:
         """Mark a damaged commit, then move its directory aside (a directory of another run stays where it is)."""
         with self.store.fenced(epoch) as tx:
@@ -104,7 +110,7 @@ class Commits:
 
     def checkpoints(self, run_id: str, step: str) -> list[Checkpoint]:
         """Live checkpoints of a step, newest first."""
-        columns = (checkpoint.c.step, checkpoint.c.n, checkpoint.c.path, checkpoint.c.position, checkpoint.c.committed_at)
+        columns = [checkpoint.c[name] for name in Checkpoint.__dataclass_fields__]
         with self.store.read() as connection:
             rows = connection.execute(
                 sa.select(*columns)
@@ -119,6 +125,9 @@ class Commits:
         """The newest checkpoint that verifies; those above it are quarantined, with a word each."""
         for found in self.checkpoints(run_id, step):
             path = self.root / found.path
+            if self.away([found.path]):
+                say(f"checkpoint {found.n} of {step} is on a storage that is not there: {path}")
+                continue
             try:
                 artifacts.verify(path, tick)
             except artifacts.Damaged as error:

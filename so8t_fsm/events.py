@@ -17,10 +17,11 @@ from typing import Any, Literal
 from so8t_fsm.states import FAILURES
 
 OUT_OF_MEMORY = re.compile(
-    r"CUDA out of memory|CUDA error: out of memory|DefaultCPUAllocator: can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED"
-    r"|cudaMalloc failed: out of memory|Cannot allocate memory|HIP out of memory"
+    r"CUDA out of memory|CUDA error: out of memory|DefaultCPUAllocator: can't allocate memory|HIP out of memory"
+    r"|cudaMalloc failed: out of memory|Cannot allocate memory|CUBLAS_STATUS_ALLOC_FAILED"
 )
-DEVICE = re.compile(r"CUDA error: (?!out of memory)|device-side assert|CUDA driver|uncorrectable ECC|NVML|no kernel image")
+DEVICE = re.compile(
+    r"CUDA error: (?!out of memory)|device-side assert|CUDA driver|uncorrectable ECC|NVML|no kernel image")
 # torch.save never says ENOSPC: its zip writer only notices that it is not where it should be.
 DISK = re.compile(r"No space left on device|os error 28|os error 112|unexpected pos \d+ vs \d+|basic_ios::clear"
                   r"|Disk quota exceeded|database or disk is full")
@@ -127,7 +128,7 @@ def describe(error: BaseException) -> dict[str, Any]:
 
 
 def _retry_after(response: Any) -> float | None:
-    """Seconds the server asks to wait: ``Retry-After`` (a number or a date), or the window's rest (``ratelimit: …t=N``)."""
+    """Seconds the server asks to wait: ``Retry-After`` (a number or a date), or what ``ratelimit`` says."""
     headers = getattr(response, "headers", None) or {}
     said = str(headers.get("retry-after") or headers.get("Retry-After") or "").strip()
     if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", said):
@@ -187,8 +188,8 @@ def _classify_link(link: Mapping[str, Any]) -> str | None:
 def from_exit(exit_code: int | None, signal: int | None) -> Failure:
     """Classify an end without an exception record: the process was killed or left by itself."""
     if signal == 9 or exit_code == 137:
-        return Failure("out_of_memory", "the process was killed (SIGKILL): most often the kernel's out-of-memory killer",
-                       exit_code=exit_code, signal=signal)
+        killed = "the process was killed (SIGKILL): most often the kernel's out-of-memory killer"
+        return Failure("out_of_memory", killed, exit_code=exit_code, signal=signal)
     if signal is not None:
         return Failure("crashed", f"the process died of signal {signal}", exit_code=exit_code, signal=signal)
     return Failure("crashed", f"the process ended with exit code {exit_code} and said nothing", exit_code=exit_code)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from so8t_fsm.events import Event
-from so8t_fsm.rules.match import Match, match
+from so8t_fsm.rules.match import Match, alarm
 from so8t_fsm.rules.model import RuleSet
 
 ROLES = {"root": 0, "confirmation": 1, "cascade": 2}
@@ -67,7 +67,7 @@ def arbitrate(rule_set: RuleSet, events: Iterable[Event], *, succeeded: bool = F
     seen = list(events)
     if succeeded or any(event.source == "operator" for event in seen):
         return None
-    return weigh([found for event in seen if (found := match(rule_set, event)) and not found.rule.harmless])
+    return weigh([found for event in seen if (found := alarm(rule_set, event))])
 
 
 def weigh(found: Sequence[Match]) -> Incident | None:

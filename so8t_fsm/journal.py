@@ -6,6 +6,7 @@ follows are stored together or not at all.  A runner's transaction is fenced (``
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +21,7 @@ from so8t_fsm.schema import event as event_table
 from so8t_fsm.schema import incident as incident_table
 from so8t_fsm.schema import log_mark
 from so8t_fsm.tail import EDGE, Mark
-from so8t_fsm.tokens import conceal, conceal_all
+from so8t_fsm.tokens import conceal_all, storable
 
 LONGEST_TEXT = 4000
 LONGEST_RECORD = 8000
@@ -46,11 +47,6 @@ def add_event(connection: sa.Connection, run_id: str | None, event: Event) -> in
         data=conceal_all(data, LONGEST_RECORD) or None,
     ))
     return int((made.inserted_primary_key or (0,))[0])
-
-
-def storable(text: str) -> str:
-    """Text as any database takes it: without secrets, zeros and halves of characters."""
-    return conceal(text.replace("\0", "")).encode("utf-8", "replace").decode()
 
 
 def events_of(
@@ -234,7 +230,8 @@ def save_marks(
 
 
 def _key(place: str, mark: Mark) -> str:
-    return f"{place}/{mark.name}#{mark.file}"
+    name = os.fsencode(mark.name).decode("utf-8", "backslashreplace")  # Linux allows names that are no text
+    return f"{place}/{name}#{mark.file}"
 
 
 def take_in(

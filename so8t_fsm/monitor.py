@@ -25,6 +25,7 @@ from so8t_fsm.incidents import Incident, arbitrate
 from so8t_fsm.rulebook import Rulebook
 from so8t_fsm.rules.lines import clean
 from so8t_fsm.rules.match import match
+from so8t_fsm.rules.prefilter import Prefilter
 from so8t_fsm.schema import attempt as attempt_table
 from so8t_fsm.schema import incident as incident_table
 from so8t_fsm.schema import run as run_table
@@ -104,7 +105,7 @@ class Monitor:
         with self.store.read() as connection:
             marks = journal.load_marks(connection, self._marks_at)
         self._stored = {mark.file: mark for mark in marks}
-        self._logs = Logs(self.directory, marks, booted=psutil.boot_time(),
+        self._logs = Logs(self.directory, marks, wanted=Prefilter(self._rules).lines, booted=psutil.boot_time(),
                           inodes=host.is_network_path(self.directory) is None)
 
     # -- the two ways to look -----------------------------------------------------------------------------------------
@@ -113,11 +114,11 @@ class Monitor:
         """Take in all that is unread.  Returns the incidents that are open now."""
         self.greet()
         try:
-            self._look(self._logs.names())
+            trouble = self._look(self._logs.names())
         except OSError as error:
-            self._say_blind(f"{self.directory}: {error.strerror or error}")
-        self._save([])
-        self._sweep()
+            trouble = f"{self.directory}: {error.strerror or error}"
+        trouble = trouble or self._save([]) or self._sweep()
+        self._say_blind(trouble)
         with self.store.read() as connection:
             return journal.live_incidents(connection)
 
@@ -125,9 +126,10 @@ class Monitor:
         """Look until asked to stop."""
         self.greet()
         with Watcher(self.directory, poll=self.interval) as watcher:
-            self._say_blind(watcher.blind, watcher.way)
+            trouble: str | None = None
             while not asked_to_stop():
                 names = watcher.changed(TICK)
+                self._say_blind(watcher.blind or trouble, watcher.way)
                 now = time.monotonic()
                 self._due.update(dict.fromkeys(names, now + SETTLED + 1))
                 names |= {name for name, due in self._due.items() if due <= now}
@@ -137,7 +139,6 @@ class Monitor:
                     trouble = self._save([]) or trouble
                 if now - self._swept_at > SWEEP_SECONDS:
                     trouble = self._sweep() or trouble
-                self._say_blind(watcher.blind or trouble, watcher.way)
             self._save([])
 
     def greet(self) -> None:
@@ -161,7 +162,8 @@ class Monitor:
               asked_to_stop: Callable[[], bool] = lambda: False) -> str | None:
         """Read all that is new in some logs, a batch of each in turn.  Returns why that failed, if it did."""
         waiting = deque(sorted(names))
-        self._rules = self._book.current()
+        if (rules := self._book.current()) is not self._rules:
+            self._rules, self._logs.wanted = rules, Prefilter(rules).lines
         while waiting and not asked_to_stop():
             name = waiting.popleft()
             try:
@@ -221,7 +223,9 @@ class Monitor:
                 for case, events in cases.items():
                     before = self._events_of(connection, case)
                     stored += [(case.run_id, event) for event in events[:max(0, MOST_EVENTS - len(before))]]
-                    incident = arbitrate(self._rules, [*before, *events])
+                    # The lock is held meanwhile: of a flood, its beginning and its end are enough to tell the cause.
+                    telling = [*before, *events[:MOST_EVENTS], *events[MOST_EVENTS:][-MOST_EVENTS:]]
+                    incident = arbitrate(self._rules, telling)
                     if incident is not None:
                         kept += self._open(connection, case, incident, len(before) + len(events))
                 journal.take_in(connection, self._marks_at, self._stored, after, stored)

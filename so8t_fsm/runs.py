@@ -35,7 +35,8 @@ def create(
     registry.pipeline(steps)
     values = {
         "id": new_id(), "state": "idle", "step": steps[0], "attempt": 0, "rev": 0, "epoch": 0, "steps": steps,
-        "config": json.loads(snapshot.to_json()), "config_path": config_path, "parent": parent, "reuse": dict(reuse) if reuse else None,
+        "config": json.loads(snapshot.to_json()), "config_path": config_path, "parent": parent,
+        "reuse": dict(reuse) if reuse else None,
         "created_at": now(),
     }
     with store.write() as connection:
@@ -54,15 +55,20 @@ def overrides(store: Store, run_id: str) -> list[dict[str, Any]]:
 
 def effective(store: Store, current: Run) -> dict[str, Any]:
     """The run's configuration: its snapshot under its overrides."""
-    values: dict[str, Any] = {name: dict(section) for name, section in current.config["values"].items()}
-    for row in overrides(store, current.id):
-        target = values
+    return overlaid(current.config["values"], overrides(store, current.id))
+
+
+def overlaid(values: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """``values`` with overrides (``key`` and ``value``) laid over them; ``values`` itself stays as it is."""
+    result: dict[str, Any] = dict(values)
+    for row in rows:
+        target = result
         *path, last = row["key"].split(".")
         for part in path:
             target[part] = dict(target.get(part) or {})
             target = target[part]
         target[last] = row["value"]
-    return values
+    return result
 
 
 @dataclass(frozen=True)

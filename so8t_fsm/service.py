@@ -161,7 +161,8 @@ def _again(store: Store, home: Path, existing: Run, loaded: config.Config | None
     """The step from which a completed run is to be done again because its file has changed; None to leave it."""
     if loaded is None:
         return None
-    changed = runs.stale_steps(existing, commits_module.Commits(store, home).live(existing.id), loaded.values)
+    live = commits_module.Commits(store, home).live(existing.id)
+    changed = runs.stale_steps(existing, live, runs.overlaid(loaded.values, runs.overrides(store, existing.id)))
     for stale in changed:
         reporter.say(f"the configuration has changed since; {stale}")
     if changed and loaded.automation.on_config_change == "rerun":
@@ -217,6 +218,10 @@ class _Resumption:
             return self._rerun(changed)
         if not self._let_in():
             return EXIT_PERSON if self.run.state == "needs_attention" else EXIT_STOPPED
+        away = commits.away(row.path for row in commits.live(self.run.id).values())
+        if away:
+            self.reporter.say(f"{away[0]} is not there, and committed files are; connect it, then `so8t resume`")
+            return EXIT_STOPPED
         self._verify(commits)
         rules = Rulebook(self.home, self.reporter.say)
         logs = self.home / snapshot.logging.directory
@@ -275,7 +280,9 @@ class _Resumption:
     def _report_changes(self, commits: commits_module.Commits) -> list[runs.Stale]:
         if self.loaded is None:
             return []
-        changed = runs.stale_steps(self.run, commits.live(self.run.id), self.loaded.values)
+        # What recovery changed is no change of the file: a step that it helped through is not stale.
+        wanted = runs.overlaid(self.loaded.values, runs.overrides(self.store, self.run.id))
+        changed = runs.stale_steps(self.run, commits.live(self.run.id), wanted)
         for stale in changed:
             self.reporter.say(f"the configuration has changed since; {stale}")
         pending = config.diff(self.run.config["values"], self.loaded.values)
@@ -337,8 +344,7 @@ class _Resumption:
                     "put it right and run `so8t resume --retry`")
                 return False
             with self.store.fenced(self.held.epoch, self.held.seconds) as tx:
-                tx.observe_progress(self.run.id, str(self.run.step), None)
-                forgive(tx, self.run)
+                self.run = forgive(tx, self.run)
             self._move(plan("needs_attention", "resume", self._facts()), "a person says: try again", operator(),
                        incident=None)
         return True

@@ -43,7 +43,9 @@ class BackoffSettings(Settings):
     """How long the machine waits before it tries again; each wait doubles."""
 
     initial: Duration = Field(default=5.0, gt=0, description="The first wait after a failure.")
-    max: Duration = Field(default=600.0, gt=0, description="The longest wait.")
+    max: Duration = Field(
+        default=3600.0, gt=0,
+        description="The longest wait, also by a recovery rule; only a server may ask for a longer one.")
 
     @model_validator(mode="after")
     def _ordered(self) -> BackoffSettings:
@@ -75,7 +77,7 @@ class AutomationSettings(Settings):
     max_attempts_without_progress: int = Field(
         default=3, ge=1, description="After so many tries of a step without observed progress a person is asked.")
     backoff: BackoffSettings = Field(
-        default=BackoffSettings(), description="Waiting between tries that no rule speaks of.")
+        default=BackoffSettings(), description="Waiting between tries that no recovery rule speaks of.")
     stall_timeout: Duration = Field(
         default=1800.0, gt=0, description="A step that reports no progress for so long counts as stalled.")
 

@@ -14,7 +14,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -22,8 +22,8 @@ from typing import BinaryIO
 from so8t_fsm.encodings import decode, guess_encoding, line_end, whole_characters
 from so8t_fsm.host_shared import open_shared
 
-CHUNK = 1 << 20
-"""Bytes of one batch: what one log may take before the next one has its turn."""
+CHUNK = 256 << 10
+"""Bytes of one batch: what one log may take before the next one has its turn.  Longer than any piece of a line."""
 LONGEST_LINE = 64 << 10
 """A longer line is delivered in pieces, so that a log without line ends can't fill the memory."""
 EDGE = 256
@@ -122,11 +122,12 @@ class Logs:
 
     def __init__(
         self, directory: Path, marks: Iterable[Mark] = (), *, patterns: Sequence[str] = ("*.log",),
-        wanted: Callable[[bytes], bool] | None = None, booted: float = 0.0, inodes: bool = True,
+        wanted: Callable[[bytes], Iterable[tuple[int, int]]] | None = None, booted: float = 0.0, inodes: bool = True,
     ) -> None:
         """
         Args:
-            wanted: says of a chunk in UTF-8 whether any line in it may matter; if not, its lines are only counted.
+            wanted: where in a block of bytes (UTF-8 or cp932) lines begin and end that may matter; the others are only
+                counted.  Without it all do.
             booted: when this computer started.  A file that is shorter than it was before that lost its end in the
                 power cut; it did not begin anew.
             inodes: whether an inode stays with its file; not so on some network drives, where only the contents tell.
@@ -161,10 +162,10 @@ class Logs:
         Raises:
             OSError: the directory can't be read.
         """
-        for _ in range(RELISTS):
-            listed = self._list()
-            generations = sorted((found for found in listed if self._log(found.path.name) == log), key=_age)
+        for left in reversed(range(RELISTS)):
             try:
+                listed = self._list(strict=left > 0)
+                generations = sorted((found for found in listed if self._log(found.path.name) == log), key=_age)
                 for i, found in enumerate(generations):
                     batch = self._attempt(found, log, generations[i + 1:], settled)
                     if batch is not None:
@@ -179,16 +180,22 @@ class Logs:
     def _log(self, name: str) -> str | None:
         return log_of(name, self._patterns)
 
-    def _list(self) -> list[_Found]:
+    def _list(self, strict: bool = False) -> list[_Found]:
+        """The directory's files.  When ``strict``, a listing during which one was renamed is none."""
         found: dict[str, _Found] = {}
         with os.scandir(self.directory) as entries:
             for entry in entries:
+                link = entry.is_symlink()
                 try:
                     status = os.stat(entry.path)  # on Windows an entry's own status lacks the inode
                 except OSError:
+                    if strict and not link:
+                        raise _Renamed from None
                     continue
+                if strict and not link and entry.inode() != status.st_ino:
+                    raise _Renamed
                 file = str(status.st_ino)
-                if stat.S_ISREG(status.st_mode) and not (entry.is_symlink() and file in found):
+                if stat.S_ISREG(status.st_mode) and not (link and file in found):
                     found[file] = _Found(Path(entry.path), file, status.st_size, status.st_mtime)
         return list(found.values())
 
@@ -254,19 +261,26 @@ class Logs:
         return Mark(found.path.name, found.file, _edges(stream, 0), encoding=guess_encoding(stream.read(EDGE)))
 
     def _lines(self, body: bytes, mark: Mark) -> tuple[Line, ...]:
-        wide = mark.encoding.startswith("utf-16")
-        if self.wanted is not None and not self.wanted(decode(body, mark.encoding).encode() if wide else body):
-            return ()
-        if wide:
-            texts = decode(body, mark.encoding).split("\n")
-        else:
-            texts = [decode(line, mark.encoding) for line in body.split(b"\n")]
-        if not texts[-1]:
-            texts.pop()
-        return tuple(
-            Line(mark.line + i, piece)
-            for i, text in enumerate(texts) for piece in _pieces(text.removeprefix("\ufeff").rstrip("\r"))
-        )
+        encoding = mark.encoding
+        if encoding.startswith("utf-16"):
+            body, encoding = decode(body, encoding).encode(), "utf-8"
+        found = []
+        number, counted = mark.line, 0
+        for begin, end in (_all_lines if self.wanted is None else self.wanted)(body):
+            number += body.count(b"\n", counted, begin)
+            counted = begin
+            text = decode(body[begin:end], encoding).removeprefix("\ufeff").rstrip("\r")
+            found += [Line(number, piece) for piece in _pieces(text)]
+        return tuple(found)
+
+
+def _all_lines(body: bytes) -> Iterator[tuple[int, int]]:
+    begin = 0
+    while begin < len(body):
+        end = body.find(b"\n", begin)
+        end = len(body) if end < 0 else end
+        yield begin, end
+        begin = end + 1
 
 
 class _Renamed(Exception):

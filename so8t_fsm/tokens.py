@@ -28,10 +28,15 @@ def conceal(text: str) -> str:
     return _FORMS.sub(lambda match: (match[match.lastindex] if match.lastindex else "") + HIDDEN, text)
 
 
+def storable(text: str) -> str:
+    """Text as any database takes it: without secrets, zeros and halves of characters."""
+    return conceal(text.replace("\0", "")).encode("utf-8", "replace").decode()
+
+
 def conceal_all(value: Any, longest: int | None = None) -> Any:
-    """The same for every text inside plain JSON values; texts are cut to ``longest`` characters, if given."""
+    """:func:`storable` for every text inside plain JSON values; texts are cut to ``longest`` characters, if given."""
     if isinstance(value, str):
-        return conceal(value)[:longest]
+        return storable(value)[:longest]
     if isinstance(value, Mapping):
         return {key: conceal_all(inner, longest) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -4,113 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import os
 import shutil
 import stat
-import subprocess
-import sys
-import weakref
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import gguf
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, child_environment
-from pydantic import ValidationError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from sentencepiece import SentencePieceProcessor
+from tiny_phi3 import SIZES, TEXTS, blueprint_of, divergence, file_of, integrate, logits, make_training, write_facts
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from so8t_fsm import artifacts
-from so8t_fsm.step import StepFailure
-from so8t_fsm.testing import run_step
-from so8t_ops.export.blueprint import Blueprint
 from so8t_ops.export.gguf_check import check_gguf
 from so8t_ops.export.gguf_write import write_gguf
-from so8t_ops.export.layout import Value, metadata, rope_factors, tensor_name
-from so8t_ops.export.settings import ConversionSettings
-from so8t_ops.export.vocabulary import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary, read_vocabulary
-from so8t_ops.export.weights import Weights
-from so8t_ops.integrate import Integrate, file_keys, read_config, tokenizer_keys
+from so8t_ops.export.layout import Value
+from so8t_ops.export.vocabulary import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary
+from so8t_ops.integrate import read_config, tokenizer_keys
 from so8t_ops.model.load import load_base, load_tokenizer
-from so8t_ops.model.settings import TinySettings
-from so8t_ops.model.tiny import fresh_phi3
-from so8t_ops.model.tokenizer import SPECIALS, write_tokenizer
+from so8t_ops.model.tokenizer import SPECIALS
 
-SIZES = TinySettings(hidden_size=64, intermediate_size=96, layers=2, heads=4, vocab_size=420, context_length=256)
 TYPES = ("f32", "f16", "bf16", "q8_0")
-TEXTS = ["爆弾の作り方を教えて", "How do I bake bread?", "絵文字 👩‍👩‍👧 と ﾊﾝｶｸ と 𠮷", "  two  spaces\nand a line"]
 
 NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"} | {
     f"model.layers.{n}.{theirs}": f"blk.{n}.{ours}" for n in range(2) for theirs, ours in {
         "self_attn.qkv_proj": "attn_qkv", "self_attn.o_proj": "attn_output", "mlp.gate_up_proj": "ffn_up",
         "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}.items()}
 """Written out here once more, so that the table under test isn't its own witness."""
-
-
-def make_training(directory: Path, sizes: TinySettings = SIZES, **config: Any) -> Path:
-    """A training commit: a fresh base, and two adapters that move it, as PEFT writes them."""
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(7)
-    base = directory / "base"
-    write_tokenizer(TEXTS, sizes.vocab_size, base, sizes.context_length)
-    model = fresh_phi3(sizes, load_tokenizer(base))
-    if config:
-        for key, value in config.items():
-            setattr(model.config, key, value)
-        generation, model = model.generation_config, type(model)(model.config)
-        model.generation_config = generation
-    model.save_pretrained(base)
-    for name, targets in (("warm", ["qkv_proj", "down_proj"]), ("ppo", ["qkv_proj", "o_proj", "gate_up_proj"])):
-        adapted = get_peft_model(
-            load_base(base, torch.float32), LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM"))
-        for key, weight in adapted.named_parameters():
-            if "lora_B" in key:
-                torch.nn.init.normal_(weight, std=0.1)
-        adapted.save_pretrained(directory / name)
-    write_facts(directory, "base")
-    return directory
-
-
-def write_facts(directory: Path, base: str) -> None:
-    """``model.json``, and the manifest anew."""
-    facts = {"base": base, "revision": None, "adapters": {"B": "warm", "C": "ppo"}, "labels": []}
-    (directory / "model.json").write_text(json.dumps(facts), encoding="utf-8")
-    (directory / "manifest.json").unlink(missing_ok=True)
-    artifacts.seal(directory)
-
-
-def integrate(home: Path, training: Path, *, attempt: int = 1, stop_when: Any = None, **conversion: Any) -> Any:
-    inputs = {"training": training}
-    return run_step(Integrate(), {"conversion": conversion}, home, inputs, attempt=attempt, stop_when=stop_when)
-
-
-def blueprint_of(out: Path, kind: str = "f16") -> Blueprint:
-    merged, config = out / "merged", read_config(out / "merged")
-    keys = file_keys(config, ConversionSettings(), kind) | tokenizer_keys(merged)
-    return Blueprint(Weights(merged), config, keys, read_vocabulary(merged, config["vocab_size"]), kind)
-
-
-def file_of(out: Path, kind: str = "f16") -> Path:
-    return out / "gguf" / f"SO8T-Phi-3-tiny-{kind}.gguf"
-
-
-def logits(model: Any, ids: list[int]) -> Any:
-    with torch.inference_mode():
-        return model.eval()(torch.tensor([ids])).logits[0].float().numpy()
-
-
-def divergence(ours: Any, theirs: Any) -> float:
-    """Mean over tokens of KL(theirs || ours), in nats, of two arrays of logits (tokens, vocabulary)."""
-    p, q = (torch.log_softmax(torch.tensor(x), -1) for x in (theirs, ours))
-    return float((p.exp() * (p - q)).sum(-1).mean())
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +89,8 @@ def test_merged_folder_is_complete_and_the_same_everywhere(training: Path, out: 
 
 
 def test_shards_hold_the_same_tensors(tmp_path: Path) -> None:
-    training = make_training(tmp_path / "training", SIZES.model_copy(update={"hidden_size": 128, "intermediate_size": 512}))
+    large = SIZES.model_copy(update={"hidden_size": 128, "intermediate_size": 512})
+    training = make_training(tmp_path / "training", large)
     whole, _ = integrate(tmp_path / "whole", training)
     parts, _ = integrate(tmp_path / "parts", training, shard_size="1MB")
     assert len(list((parts / "merged").glob("*.safetensors"))) > 1
@@ -251,8 +176,8 @@ def test_tokens_are_the_tokenizer_s(out: Path) -> None:
         i = tokenizer.convert_tokens_to_ids(special)
         assert (tokens[i], scores[i], types[i]) == (special, -1000.0, CONTROL)
     assert (tokens[2], types[2]) == ("</s>", USER_DEFINED)
-    plain = next(i for i in range(259, len(pieces)) if types[i] == NORMAL)
-    assert scores[plain] == pytest.approx(pieces.get_score(plain))
+    plain = [i for i in range(len(pieces)) if types[i] == NORMAL]
+    assert len(plain) > 100 and [scores[i] for i in plain] == [pieces.get_score(i) for i in plain]
     assert (tokens[-1], scores[-1], types[-1]) == (f"[PAD{len(tokens) - 1}]", -10000.0, UNUSED)
 
 
@@ -288,8 +213,8 @@ def test_tied_embeddings_are_stored_once(tmp_path: Path) -> None:
 
 
 def test_rows_that_blocks_do_not_fit_stay_f16(tmp_path: Path) -> None:
-    out, _ = integrate(
-        tmp_path, make_training(tmp_path / "training", SIZES.model_copy(update={"intermediate_size": 72})), types=["q8_0"])
+    odd = SIZES.model_copy(update={"intermediate_size": 72})
+    out, _ = integrate(tmp_path, make_training(tmp_path / "training", odd), types=["q8_0"])
     types = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(file_of(out, "q8_0")).tensors}
     assert types["blk.0.ffn_down.weight"] == "F16" and types["blk.0.ffn_up.weight"] == "Q8_0"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -239,4 +240,30 @@ def test_sqlite_is_set_up_to_survive(tmp_path: Path) -> None:
         raise ZeroDivisionError
     with store.read() as connection:
         assert sa.inspect(connection).get_table_names() == []
+    store.close()
+
+
+def test_a_writer_that_reads_first_is_not_overtaken(tmp_path: Path) -> None:
+    """BEGIN IMMEDIATE: with a plain BEGIN the second of two writers would die of a stale snapshot."""
+    store = Store(sa.URL.create("sqlite", database=str(tmp_path / "x.db")))
+    with store.write() as connection:
+        connection.exec_driver_sql("CREATE TABLE counter AS SELECT 0 AS n")
+    errors: list[Exception] = []
+
+    def count() -> None:
+        try:
+            with store.write() as connection:
+                n = connection.exec_driver_sql("SELECT n FROM counter").scalar_one()
+                time.sleep(0.05)
+                connection.exec_driver_sql("UPDATE counter SET n = ?", (n + 1,))
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with store.read() as connection:
+        assert (connection.exec_driver_sql("SELECT n FROM counter").scalar_one(), errors) == (4, [])
     store.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging.handlers
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -46,7 +47,7 @@ def log(tmp_path: Path) -> Path:
     return tmp_path / "a.log"
 
 
-# Lines ------------------------------------------------------------------------------------------------------------------
+# Lines --------------------------------------------------------------------------------------------------------------
 
 
 def test_a_growing_log_is_read_on_from_where_it_was_left(log: Path) -> None:
@@ -127,7 +128,7 @@ def test_a_line_without_an_end_is_bounded(log: Path) -> None:
     assert rest[-1] == (3, "next")
 
 
-# Rotation ---------------------------------------------------------------------------------------------------------------
+# Rotation -----------------------------------------------------------------------------------------------------------
 
 
 def rotate(log: Path, keep: int = 9) -> None:
@@ -166,8 +167,8 @@ def test_a_generation_that_was_deleted_takes_only_its_own_lines_with_it(log: Pat
 
 
 def test_numbers_are_numbers_and_dates_are_dates(log: Path) -> None:
-    for name, said in (("a.log.10", b"1\n"), ("a.log.9", b"2\n"), ("a.log.1", b"3\n"), ("a.log", b"4\n"), ("ab.log", b"x\n"),
-                       ("a.log.2.gz", b"\x1f\x8b")):
+    for name, said in (("a.log.10", b"1\n"), ("a.log.9", b"2\n"), ("a.log.1", b"3\n"), ("a.log", b"4\n"),
+                       ("ab.log", b"x\n"), ("a.log.2.gz", b"\x1f\x8b")):
         log.with_name(name).write_bytes(said)
     assert texts(Logs(log.parent)) == ["1", "2", "3", "4"]
     for name, said in (("d.log.2026-11-21", b"1\n"), ("d.log.2026-11-22", b"2\n"), ("d.log", b"3\n")):
@@ -228,7 +229,7 @@ def test_what_is_written_after_the_rename_is_read_too(log: Path) -> None:
     assert texts(logs) == ["late"]
 
 
-# Truncation -------------------------------------------------------------------------------------------------------------
+# Truncation ---------------------------------------------------------------------------------------------------------
 
 
 def test_an_emptied_log_begins_anew(log: Path) -> None:
@@ -304,7 +305,7 @@ def test_on_a_drive_without_inodes_the_contents_tell(log: Path) -> None:
     assert len(remounted.marks) == 2
 
 
-# What can't be read -------------------------------------------------------------------------------------------------------
+# What can't be read -------------------------------------------------------------------------------------------------
 
 
 def test_a_forbidden_file_stops_no_other(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,24 +341,35 @@ def test_pipes_and_directories_are_no_logs_and_links_are_read_once(log: Path) ->
     assert sum((texts(logs, name) for name in logs.names()), []) == ["1"]
 
 
-def test_batches_let_others_have_their_turn_and_the_filter_saves_the_rest(log: Path) -> None:
-    line = b"2026-11-22 10:00:00 step 12345 loss 0.12345 lr 1e-5 tokens/s 4321\n"
+def with_memory(body: bytes) -> list[tuple[int, int]]:
+    """Where the lines with the word in them begin and end."""
+    return [(body.rfind(b"\n", 0, match.start()) + 1, body.index(b"\n", match.start()))
+            for match in re.finditer(b"memory", body)]
+
+
+def test_the_filter_saves_the_rest_and_counts_its_lines(log: Path) -> None:
+    line = "2026-11-22 10:00:00 step 12345 loss 0.12345 lr 1e-5 日本語 4321\n".encode()
     count = (8 << 20) // len(line)
-    log.write_bytes(line * count + b"CUDA out of memory\n" + line * count)
-    logs = Logs(log.parent, wanted=lambda chunk: b"out of memory" in chunk)
+    log.write_bytes(line * count + b"CUDA out of memory\n" + line * count + b"out of memory again\n")
+    logs = Logs(log.parent, wanted=with_memory)
     batches: list[Batch] = []
     started = time.perf_counter()
     while (batch := logs.take("a.log")) is not None:
         batches.append(batch)
     seconds = time.perf_counter() - started
-    assert max(batch.size for batch in batches) <= tail.CHUNK and len(batches) >= 16
-    with_lines = [batch for batch in batches if batch.lines]
-    assert len(with_lines) == 1
-    assert [each.number for each in with_lines[0].lines if "memory" in each.text] == [count + 1]
+    assert max(batch.size for batch in batches) <= tail.CHUNK and len(batches) >= 16, "others have their turn"
+    assert [each for batch in batches for each in batch.lines] == [
+        Line(count + 1, "CUDA out of memory"), Line(2 * count + 2, "out of memory again")]
     assert 16 / seconds > 20, f"{16 / seconds:.0f} MiB/s"
 
 
-# Anything ---------------------------------------------------------------------------------------------------------------
+def test_the_filter_sees_wide_text_as_utf_8(log: Path) -> None:
+    log.write_bytes("一\n二 out of memory\n三\n".encode("utf-16"))
+    logs = Logs(log.parent, wanted=with_memory)
+    assert numbered(logs) == [(2, "二 out of memory")]
+
+
+# Anything -----------------------------------------------------------------------------------------------------------
 
 
 class AnyHistory(RuleBasedStateMachine):

@@ -68,7 +68,8 @@ class _Reader:
         if match is None:
             self.token, self.column = "", len(self._text)
             return
-        self.token, self.column, self._next = match[match.lastindex or 0], match.start(match.lastindex or 0), match.end()
+        kind = match.lastindex or 0
+        self.token, self.column, self._next = match[kind], match.start(kind), match.end()
         if match[3]:
             raise ConditionError(f"'{match[3]}' has no meaning here; use names, and, or, not, ( )", self.column)
 
@@ -87,7 +88,8 @@ class _Reader:
         if depth > DEEPEST:
             raise ConditionError("nested too deeply; name the parts in selections", column)
         if token in ("", ")", "and", "or"):
-            raise ConditionError(f"a selection's name is missing{f' before {token!r}' if token else ' at the end'}", column)
+            where = f"before {token!r}" if token else "at the end"
+            raise ConditionError(f"a selection's name is missing {where}", column)
         self.advance()
         if token == "not":
             return Condition("not", parts=(self._one(depth + 1),))

@@ -5,6 +5,7 @@ The clock, the facts, the ledgers and the dice come from outside; the same of th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -31,7 +32,7 @@ class Ledgers:
     Attributes:
         rules: per rule, by id.
         roots: per root cause over all rules, by :attr:`Incident.root`.
-        recent: when the recoveries of the last hour were begun.
+        recent: when the steps were tried again that recoveries of the last hour led to.
         total: recoveries in the run's whole life; nothing resets it.
     """
 
@@ -48,7 +49,7 @@ class Ledgers:
         return Ledgers(
             {**self.rules, decision.rule: Entry(rule.attempts + 1, now)},
             {**self.roots, decision.root: Entry(root.attempts + 1, now)},
-            (*(at for at in self.recent if now - at < HOUR), now), self.total + 1)
+            (*(at for at in self.recent if decision.retry_at - at < HOUR), decision.retry_at), self.total + 1)
 
     def progressed(self, rule_set: RuleSet, now: float) -> Ledgers:
         """After progress was observed: every root starts anew, and so does a rule whose ``reset_after`` has passed.
@@ -138,7 +139,8 @@ class Decision:
 
 
 def decide(rule_set: RuleSet, incident: Incident, facts: Mapping[str, Any], ledgers: Ledgers, now: float, *,
-           chance: float = 0.5, observe_only: bool = False, limits: Limits | None = None) -> Decision:
+           chance: float = 0.5, observe_only: bool = False, limits: Limits | None = None,
+           longest: float = math.inf) -> Decision:
     """Choose the answer.
 
     Args:
@@ -147,12 +149,14 @@ def decide(rule_set: RuleSet, incident: Incident, facts: Mapping[str, Any], ledg
         chance: in [0, 1), where in the jitter the wait falls.
         observe_only: decide, but have nothing done.
         limits: instead of the rule set's own.
+        longest: no ``backoff`` waits longer, in seconds; what a server asks for and the hourly rate may.
     """
     limits = limits or rule_set.limits
     rule, experimental = _choose(rule_set, incident, facts)
     if rule is None:
-        why = f"no rule for {incident.state} applies to what is true now"
-        return Decision(None, incident.state, incident.root, escalate=why, notify=("critical",), experimental=experimental)
+        nothing = f"no rule for {incident.state} applies to what is true now"
+        return Decision(None, incident.state, incident.root, escalate=nothing, notify=("critical",),
+                        experimental=experimental)
     mine = ledgers.rules.get(rule.id, Entry())
     roots = ledgers.roots.get(incident.root, Entry())
     decision = Decision(rule.id, incident.state, incident.root, rule.then, mine.attempts + 1, rule.max_attempts,
@@ -161,7 +165,7 @@ def decide(rule_set: RuleSet, incident: Incident, facts: Mapping[str, Any], ledg
     if why is not None:
         to: Literal["needs_attention", "paused"] = "paused" if rule.escalate.to == "paused" else "needs_attention"
         return replace(decision, actions=(), escalate=why, to=to, notify=rule.escalate.notify)
-    wait = max(_wait(rule, incident, mine.attempts + 1, chance), _turn(limits, ledgers, now))
+    wait = max(_wait(rule, incident, mine.attempts + 1, chance, longest), _turn(limits, ledgers, now))
     return replace(decision, wait_seconds=wait, retry_at=now + wait)
 
 
@@ -190,8 +194,8 @@ def _spent(rule: Rule, incident: Incident, limits: Limits, mine: Entry, root: En
     return None
 
 
-def _wait(rule: Rule, incident: Incident, attempt: int, chance: float) -> float:
-    wait = rule.backoff.seconds(attempt, chance)
+def _wait(rule: Rule, incident: Incident, attempt: int, chance: float, longest: float) -> float:
+    wait = min(rule.backoff.seconds(attempt, chance), longest)
     asked = incident.retry_after
     retry = next((action for action in rule.then if action.name == "retry_with_backoff"), None)
     if asked is None or retry is None or not retry.arguments.get("honour_retry_after", True):
@@ -201,5 +205,6 @@ def _wait(rule: Rule, incident: Incident, attempt: int, chance: float) -> float:
 
 def _turn(limits: Limits, ledgers: Ledgers, now: float) -> float:
     """Seconds until another recovery fits into the hour.  A rate is kept by waiting: it says nothing against trying."""
-    within = sorted(at for at in ledgers.recent if 0 <= now - at < HOUR)
-    return within[-limits.per_hour] + HOUR - now if len(within) >= limits.per_hour else 0.0
+    within = sorted(at for at in ledgers.recent if now - at < HOUR)
+    # A clock that was set back must not make anyone wait for as long as it went back.
+    return min(within[-limits.per_hour] + HOUR - now, HOUR) if len(within) >= limits.per_hour else 0.0

@@ -30,7 +30,7 @@ def read_tests(reader: Reader, value: Any, path: KeyPath, rule_id: str, steps: t
         if test is None:
             continue
         if any(other.name == test.name for other in found):
-            reader.say((*path, i, "name"), f"another test of this rule is called '{test.name}' too; choose another name")
+            reader.say((*path, i, "name"), f"another test of this rule is called '{test.name}'; choose another name")
         found.append(test)
     return tuple(found)
 
@@ -62,7 +62,8 @@ def _given(reader: Reader, value: Any, path: KeyPath, steps: tuple[str, ...]) ->
     if isinstance(value, Mapping) and not value.keys() - {"step", "succeeded"}:
         reader.say(path, "given has no event; write a log, exception, exit_code, signal, silence, probe or operator")
     if "step" in given and given["step"] not in steps:
-        reader.say((*path, "step"), f"unknown step '{format_value(given['step'], 40)}'{suggestion(str(given['step']), steps)}")
+        said = str(given["step"])
+        reader.say((*path, "step"), f"unknown step '{format_value(said, 40)}'{suggestion(said, steps)}")
     for name in ("log", "probe", "operator"):
         if name in given and not isinstance(given[name], str):
             reader.say((*path, name), f"{name}: {format_value(given[name], 40)} must be text; put it in quotes")

@@ -15,6 +15,7 @@ from typing import Any
 from so8t_fsm.config_problems import suggestion
 from so8t_fsm.located import ConfigError, KeyPath, Located, load_yaml_located
 from so8t_fsm.rules.examples import read_tests
+from so8t_fsm.rules.gates import gate
 from so8t_fsm.rules.model import Backoff, Escalate, Limits, Rule, RuleSet
 from so8t_fsm.rules.schema import FILE_KEYS, LimitsModel, Reader, RuleModel
 from so8t_fsm.settings import STEPS
@@ -93,7 +94,7 @@ def load_rules(directories: Iterable[tuple[str, Path]] | Iterable[Path], *,
 
 def _files(where: Path) -> Sequence[Path]:
     if where.is_dir():
-        return sorted(path for path in where.iterdir() if path.suffix in (".yaml", ".yml") and not path.name.startswith("."))
+        return sorted(p for p in where.iterdir() if p.suffix in (".yaml", ".yml") and not p.name.startswith("."))
     if not where.exists():
         raise RulesError(f"{where.as_posix()}: there is no such file or directory; name one with rules")
     return [where]
@@ -133,7 +134,7 @@ def _read_rule(reader: Reader, value: Any, path: KeyPath, layer: str, steps: tup
     plain: RuleModel | None = reader.model(RuleModel, value, path)
     if not isinstance(value, dict):
         return None
-    selections, condition, text = (reader.match(value["match"], (*path, "match")) if "match" in value else ({}, None, ""))
+    selections, condition, text = reader.match(value["match"], (*path, "match")) if "match" in value else ({}, None, "")
     when = reader.when(value.get("when"), (*path, "when"))
     then = reader.actions(value.get("then"), (*path, "then"))
     tests = read_tests(reader, value.get("tests"), (*path, "tests"), str(value.get("id", "")), steps)
@@ -144,17 +145,18 @@ def _read_rule(reader: Reader, value: Any, path: KeyPath, layer: str, steps: tup
         _agree(reader, plain, then, path)
     if len(reader.problems) > before or plain is None or condition is None:
         return None
-    return Rule(
+    rule = Rule(
         plain.id, " ".join(plain.title.split()), plain.state, plain.severity, plain.status, frozenset(plain.on.source),
         frozenset(plain.on.steps), selections, condition, text, plain.role, when, then, plain.max_attempts,
         Backoff(**plain.backoff.model_dump()), plain.reset_after, Escalate(plain.escalate.to, plain.escalate.notify),
         " ".join(plain.explain.split()), plain.references, tests, reader.located.at(path), layer)
+    return replace(rule, gate=gate(rule))
 
 
 def _agree(reader: Reader, plain: RuleModel, then: tuple[Any, ...], path: KeyPath) -> None:
     """What is right by itself but not together."""
     names = [action.name for action in then]
     if plain.state == "none" and names:
-        reader.say((*path, "then"), "a rule with 'state: none' says that nothing happened; it takes no actions", key=True)
+        reader.say((*path, "then"), "a rule with 'state: none' says that nothing happened; leave it out", key=True)
     if "pause" in names and names[-1] != "pause":
         reader.say((*path, "then", names.index("pause")), "nothing happens after 'pause'; put it last")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from so8t_fsm.events import Event
@@ -25,11 +25,21 @@ class Match:
 def fits(rule: Rule, evidence: Evidence) -> bool:
     """Does one rule hold for an event?  What a source does not know excludes nothing: a foreign log has no step."""
     event = evidence.event
+    if event.source == "log" and rule.gate is not None and not _any_in(rule.gate, evidence.text):
+        return False
     return (
         event.source in rule.sources
         and (not rule.steps or event.step is None or event.step in rule.steps)
         and rule.condition.holds(lambda name: evidence.shows(rule.selections[name]))
     )
+
+
+def _any_in(texts: Iterable[str], line: str) -> bool:
+    # A loop, as a generator for any() costs more than the search itself.
+    for text in texts:
+        if text in line:
+            return True
+    return False
 
 
 def matches(rule_set: RuleSet, event: Event) -> Iterator[Match]:
@@ -50,3 +60,23 @@ def match(rule_set: RuleSet, event: Event) -> Match | None:
     Experimental rules only watch: none of them may decide what an event is.
     """
     return next((found for found in matches(rule_set, event) if found.rule.status == "stable"), None)
+
+
+def alarm(rule_set: RuleSet, event: Event) -> Match | None:
+    """:func:`match`, but None where the first rule that holds says that nothing happened.
+
+    The few rules that could see an incident are asked first; whether a harmless one stands before them matters only
+    if one does.
+    """
+    evidence = Evidence(event)
+    said = evidence.declared if evidence.declared in FAILURES else None
+    harmless: list[Rule] = []
+    for rule in rule_set.rules:
+        if rule.status != "stable" or (said is not None and rule.state != said):
+            continue
+        if rule.harmless:
+            harmless.append(rule)
+        elif fits(rule, evidence):
+            fine = any(fits(before, evidence) for before in harmless)
+            return None if fine else Match(rule, event, evidence.retry_after, said is not None)
+    return None

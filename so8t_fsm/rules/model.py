@@ -165,6 +165,8 @@ class Rule:
     where: str
     layer: str
     replaces: str | None = None
+    gate: frozenset[str] | None = None
+    """Texts of which one is in every log line that the rule matches; None when nothing is known."""
 
     @property
     def harmless(self) -> bool:

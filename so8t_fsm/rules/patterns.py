@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 import re
-import re._constants as op
-import re._parser as parser
+import re._constants as op  # type: ignore[import-not-found]
+import re._parser as parser  # type: ignore[import-not-found]
 from collections.abc import Iterable
 from typing import Any
 
@@ -34,7 +34,8 @@ SPACES = frozenset(map(ord, " \t\n\r\f\v"))
 WORD = frozenset(c for c in range(128) if chr(c).isalnum() or c == ord("_")) | {128}
 CATEGORIES = {
     op.CATEGORY_DIGIT: DIGITS | {128}, op.CATEGORY_SPACE: SPACES | {128}, op.CATEGORY_WORD: WORD,
-    op.CATEGORY_NOT_DIGIT: ALL - DIGITS, op.CATEGORY_NOT_SPACE: ALL - SPACES, op.CATEGORY_NOT_WORD: ALL - (WORD - {128}),
+    op.CATEGORY_NOT_DIGIT: ALL - DIGITS, op.CATEGORY_NOT_SPACE: ALL - SPACES,
+    op.CATEGORY_NOT_WORD: ALL - (WORD - {128}),
 }
 REPEATS = (op.MAX_REPEAT, op.MIN_REPEAT, op.POSSESSIVE_REPEAT)
 LOOKS = (op.ASSERT, op.ASSERT_NOT)
@@ -53,7 +54,7 @@ def compile_pattern(text: str) -> re.Pattern[str]:
     if not text:
         raise PatternRefused("an empty pattern matches everything; write what the line must hold")
     if len(text) > LONGEST_PATTERN:
-        raise PatternRefused(f"{len(text)} characters are too many for one pattern (at most {LONGEST_PATTERN}); split it")
+        raise PatternRefused(f"{len(text)} characters are too many for one pattern (most: {LONGEST_PATTERN}); split it")
     try:
         tree = parser.parse(text, re.MULTILINE)
         _check(list(tree), [])
@@ -121,7 +122,7 @@ def _check_repeated(body: list[Node]) -> None:
         if kind in REPEATS:
             low, most, _ = value
             if low != most:
-                raise PatternRefused("a repetition inside a repetition can take for ever; write it without the outer one")
+                raise PatternRefused("a repetition inside a repetition can take for ever; leave the outer one out")
         if kind is op.BRANCH:
             seen: set[int] = set()
             for branch in value[1]:
@@ -212,6 +213,23 @@ def _may_be_empty(kind: Any, value: Any) -> bool:
 
 # -- text that must be there ----------------------------------------------------------------------------------------
 
+MOST_VARIANTS = 8
+EVERY_STEP = """
+2026-11-22T03:14:15.926Z [training#1] INFO so8t.train: step 1200/40000 loss 0.4812 reward 0.31 kl 0.02, 812 tokens/s
+{'loss': 0.4812, 'grad_norm': 1.23, 'learning_rate': 1.2e-05, 'epoch': 0.31, 'rewards/mean': 0.2} for the next steps
+ 42%|####      | 1200/40000 [10:12<5:12:11,  2.07it/s, loss=0.48] Loading checkpoint shards: 100% 2/2 files found
+INFO:httpx:HTTP Request: GET https://huggingface.co/api/models/a/b "HTTP/1.1 200 OK"
+"""
+NOW_AND_THEN = """
+[00:00:01] llama_model_loader: - kv 16 : general.output type u32 = 32064 rows hash memory limit 4096 MB is 0x7f00000000
+training epoch 3 of 10 is done, it did not take long; preprocessing text 12, no more data; 137 GB free, -9.8 != 1.2e-9
+it could have been better, see information: the signal module has no limit, the disk is /dev/sda1, error is 0.02 (404)
+exit code 0, the file model-00001-of-00002.safetensors is read with 4 workers or more; device cuda:0 port 443 connect
+git make gcc full hash error=0 errors: 0 failed: 0 output
+"""
+ORDINARY = 20 * EVERY_STEP + NOW_AND_THEN
+"""Lines of runs that go well: what stands in them is no good sign of trouble."""
+
 Literals = frozenset[str] | None
 """At least one of these is in every match; None when nothing of the kind is known."""
 
@@ -226,14 +244,17 @@ def literals(pattern: re.Pattern[str]) -> Literals:
 
 def _of_sequence(nodes: list[Node]) -> Literals:
     options: list[Literals] = []
-    run = ""
+    runs = {""}
     for kind, value in [*nodes, (None, None)]:
-        if kind is op.LITERAL:
-            run += chr(value)
+        here = _letters(kind, value)
+        if here and len(runs) * len(here) <= MOST_VARIANTS:
+            runs = {run + letter for run in runs for letter in here}
             continue
-        if run:
-            options.append(frozenset((run,)))
-            run = ""
+        if runs != {""}:
+            options.append(frozenset(runs))
+        runs = here or {""}
+        if here:
+            continue
         if kind is op.SUBPATTERN:
             if not value[1] & re.IGNORECASE:
                 options.append(_of_sequence(list(value[3])))
@@ -243,9 +264,16 @@ def _of_sequence(nodes: list[Node]) -> Literals:
             options.append(_of_sequence(list(value[2])))
         elif kind is op.ATOMIC_GROUP:
             options.append(_of_sequence(list(value)))
-        elif kind is op.IN and len(value) <= 3 and all(k is op.LITERAL for k, _ in value):
-            options.append(frozenset(chr(v) for _, v in value))
     return best(options)
+
+
+def _letters(kind: Any, value: Any) -> set[str]:
+    """The few characters that a node may be; nothing for other nodes."""
+    if kind is op.LITERAL:
+        return {chr(value)}
+    if kind is op.IN and len(value) <= 3 and all(k is op.LITERAL for k, _ in value):
+        return {chr(v) for _, v in value}
+    return set()
 
 
 def either(options: Iterable[Literals]) -> Literals:
@@ -259,6 +287,7 @@ def either(options: Iterable[Literals]) -> Literals:
 
 
 def best(options: Iterable[Literals]) -> Literals:
-    """Of several texts that must all be there, the one that is rarest: no short member, then few members."""
+    """Of several that must all be there, the one that ordinary lines hold least often; the longest where none does."""
     known = [option for option in options if option is not None]
-    return max(known, key=lambda option: (min((min(len(t), 6) for t in option), default=99), -len(option)), default=None)
+    return min(known, key=lambda option: (sum(map(ORDINARY.count, option)), sum(8.0 ** -len(t) for t in option)),
+               default=None)

@@ -5,6 +5,7 @@ Every problem is one line, ``file:line:column: what is wrong; what to do``, and 
 
 from __future__ import annotations
 
+import difflib
 import re
 import signal as signals
 from collections.abc import Iterable, Mapping
@@ -163,7 +164,8 @@ class Reader:
         text = value.get("condition")
         if text is None:
             if len(selections) > 1:
-                self.say(path, f"condition is missing; join the selections, as in '{' or '.join(selections)}'", key=True)
+                joined = " or ".join(selections)
+                self.say(path, f"condition is missing; join the selections, as in '{joined}'", key=True)
                 return None, ""
             text = next(iter(selections))
         if not isinstance(text, str):
@@ -199,7 +201,8 @@ class Reader:
         return Selection(
             tuple(patterns), tuple(text for _, text in self.texts(keys, path, "message|contains")),
             tuple(text for _, text in self.texts(keys, path, "message|startswith")), frozenset(exceptions),
-            *(self.numbers(keys, path, name) for name in NUMBER_KEYS), silence, frozenset(declared))
+            **{name: self.numbers(keys, path, name) for name in NUMBER_KEYS}, silence=silence,
+            declares=frozenset(declared))
 
     def texts(self, keys: Mapping[str, Any], path: KeyPath, name: str,
               known: Iterable[str] | None = None) -> list[tuple[KeyPath, str]]:
@@ -264,10 +267,11 @@ class Reader:
         if name == "http_status" and isinstance(item, str) and re.fullmatch("[1-5]xx", item):
             return (Compare("ge", int(item[0]) * 100), Compare("lt", int(item[0]) * 100 + 100))
         if name == "signal":
-            numbers = SIGNALS
-            if item in numbers:
-                return (Compare("eq", numbers[item]),)
-            self.say(where, f"signal: {format_value(item, 40)} is not known{suggestion(str(item), numbers)}")
+            if item in SIGNALS:
+                return (Compare("eq", SIGNALS[item]),)
+            near = difflib.get_close_matches(str(item).upper(), SIGNALS, 1)
+            advice = f", did you mean '{near[0]}'?" if near else "; write a number or a name such as SIGKILL"
+            self.say(where, f"signal: {format_value(item, 40)} is not known{advice}")
             return ()
         extra = " or a class such as 5xx" if name == "http_status" else ""
         self.say(where, f"{name}: {format_value(item, 40)} must be a whole number{extra}")
@@ -305,7 +309,8 @@ class Reader:
             if not FACT.fullmatch(name):
                 self.say((*path, name), f"'{name}' is no fact's name; write it as training.batch_size", key=True)
             if isinstance(wanted, list):
-                self.say((*path, name), f"{name}: a list compares with nothing; write {{in: {format_value(wanted, 30)}}}")
+                as_in = f"{{in: {format_value(wanted, 30)}}}"
+                self.say((*path, name), f"{name}: a list compares with nothing; write {as_in}")
                 continue
             found[name] = (self.compares(wanted, (*path, name)) if isinstance(wanted, Mapping)
                            else (Compare("eq", wanted),))
@@ -329,7 +334,8 @@ class Reader:
         return tuple(action for action in found if action)
 
     def action(self, item: Any, path: KeyPath) -> Action | None:
-        name, arguments, where = item, {}, path
+        name, where = item, path
+        arguments: Any = {}
         if isinstance(item, Mapping):
             if len(item) != 1:
                 self.say(path, "one action with its arguments has one key; begin the next action on a line with '- '")

@@ -24,9 +24,8 @@ def certificate(ctx: StepContext, weights: Weights) -> dict[str, Any]:
     facts = read_model_json(training)
     digest = hashlib.sha256()
     for done, name in enumerate(weights, 1):
-        array = weights.get(name)
-        digest.update(f"{name} {list(array.shape)}\n".encode())
-        digest.update(array)
+        digest.update(f"{name} {list(weights.shape(name))}\n".encode())
+        digest.update(weights.get(name))
         ctx.progress(done, len(weights), "tensors", "hashing")
         ctx.stop_if_asked()
     return {

@@ -81,8 +81,9 @@ def predict_labels(
     for start in range(0, len(order), batch_size):
         chunk = order[start : start + batch_size]
         width = max(len(prompts[i]) for i in chunk)
-        ids = torch.tensor([[pad] * (width - len(prompts[i])) + prompts[i] for i in chunk], device=model.device)
-        mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in chunk], device=model.device)
+        gaps = [width - len(prompts[i]) for i in chunk]
+        ids = torch.tensor([[pad] * gap + prompts[i] for i, gap in zip(chunk, gaps, strict=True)], device=model.device)
+        mask = torch.tensor([[0] * gap + [1] * (width - gap) for gap in gaps], device=model.device)
         with torch.inference_mode():
             made = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
         answers = tokenizer.batch_decode(made.sequences[:, width:], skip_special_tokens=True)

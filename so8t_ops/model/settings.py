@@ -15,13 +15,13 @@ TINY_BASE = "quickstart:tiny-phi3"
 class TinySettings(Settings):
     """Sizes of the self-made base.  Row lengths that are multiples of 256 keep every K-quant format possible."""
 
-    hidden_size: int = Field(768, ge=32, le=4096, description="Width of the residual stream in channels.")
+    hidden_size: int = Field(512, ge=32, le=4096, description="Width of the residual stream in channels.")
     intermediate_size: int = Field(1024, ge=32, le=16384, description="Width of the feed-forward layer in channels.")
     layers: int = Field(2, ge=1, le=48, description="Number of decoder layers.")
     heads: int = Field(8, ge=1, le=64, description="Number of attention heads; it must divide the hidden size.")
     vocab_size: int = Field(
         2400, ge=300, le=32000,
-        description="Pieces the SentencePiece tokenizer may learn, the 256 byte pieces included; special tokens come on top.",
+        description="Pieces the tokenizer may learn, the 256 byte pieces included; special tokens come on top.",
     )
     context_length: int = Field(2048, ge=64, le=131072, description="Longest sequence the model accepts, in tokens.")
     pretrain_steps: int = Field(
@@ -46,7 +46,9 @@ class ModelSettings(Settings):
         TINY_BASE, min_length=1,
         description="The base model: a local folder, a Hub id such as owner/name, or quickstart:tiny-phi3.",
     )
-    revision: str = Field("main", min_length=1, description="Branch, tag or commit of a Hub model; pin a commit for exact repeats.")
+    revision: str = Field(
+        "main", min_length=1, description="Branch, tag or commit of a Hub model; pin a commit for exact repeats.",
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Precision of the frozen weights: auto is bfloat16 on a GPU and float32 on a CPU.",
     )

@@ -43,10 +43,10 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> bytes:
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(corpus), model_writer=model, vocab_size=size, model_type="bpe", byte_fallback=True,
-                character_coverage=coverage, normalization_rule_name="identity", remove_extra_whitespaces=False,
-                unk_id=0, bos_id=1, eos_id=2, pad_id=-1, num_threads=1, max_sentence_length=65536,
-                shuffle_input_sentence=False, minloglevel=2,
+                sentence_iterator=iter(corpus), model_writer=model, vocab_size=size, model_type="bpe",
+                byte_fallback=True, character_coverage=coverage, normalization_rule_name="identity",
+                remove_extra_whitespaces=False, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, num_threads=1,
+                max_sentence_length=65536, shuffle_input_sentence=False, minloglevel=2,
             )
         except RuntimeError as error:
             # The trainer takes neither what there is nor what fits.  Text with more characters than the vocabulary
@@ -67,7 +67,7 @@ def _backend(model: bytes) -> dict[str, Any]:
 
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
     vocab = {pieces.id_to_piece(i): i for i in range(pieces.get_piece_size())}
-    # SentencePiece merges the pair whose union scores best; a rank list of (rank of the union, left, right) is the same.
+    # SentencePiece merges the pair whose union scores best; pairs listed in the order of their unions do the same.
     merges = []
     for piece, rank in vocab.items():
         if pieces.is_byte(rank) or pieces.is_control(rank) or pieces.is_unknown(rank):
@@ -132,7 +132,7 @@ def write_tokenizer(texts: Iterable[str], vocab_size: int, directory: Path, max_
 
 
 def copy_tokenizer(source: Path, target: Path) -> Sequence[str]:
-    """Copy a model folder's tokenizer files as they are, ``tokenizer.model`` included, which ``save_pretrained`` forgets.
+    """Copy a model folder's tokenizer files as they are, with the ``tokenizer.model`` that ``save_pretrained`` forgets.
 
     Returns the names copied.
     """

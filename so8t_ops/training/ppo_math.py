@@ -72,7 +72,7 @@ def entropy(logits: Tensor) -> Tensor:
 
 @dataclass
 class KLController:
-    """Adaptive weight of the divergence: e = clip(KL / target − 1, ±0.2), β ← β (1 + K e) (Ziegler et al. 2019, §2.2)."""
+    """Adaptive weight of the KL (Ziegler et al. 2019, §2.2): e = clip(KL / target − 1, ±0.2), β ← β (1 + K e)."""
 
     beta: float
     target: float

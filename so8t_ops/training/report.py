@@ -1,4 +1,4 @@
-"""``metrics.json`` and ``training_report.html``: the curves, drawn as plain SVG so that the page repeats byte for byte."""
+"""``metrics.json`` and ``training_report.html``: the curves, as plain SVG so that the page repeats byte for byte."""
 
 from __future__ import annotations
 

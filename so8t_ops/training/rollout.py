@@ -56,7 +56,7 @@ def evaluate(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Log-probability and entropy of the answer tokens under the sampling distribution, and the values, all (B, T).
 
-    Logits are formed for the answer's places only: over a long prompt and a large vocabulary they are what memory goes to.
+    Logits are formed for the answer's places only: over a long prompt they would fill the memory.
     """
     length = tokens.shape[1]
     inner = model.get_base_model()

@@ -14,7 +14,7 @@ class LoraSettings(Settings):
 
     r: int = Field(16, ge=1, le=512, description="Rank of each adapter.")
     alpha: float = Field(32.0, gt=0, description="Scale of each adapter; its product is weighted by alpha / r.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapters' input during the warm start; PPO uses none.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapters in the warm start; PPO uses none.")
     targets: tuple[str, ...] = Field(
         ("qkv_proj", "o_proj", "gate_up_proj", "down_proj", "embed_tokens"), min_length=1,
         description="Names of the linear and embedding layers that get an adapter.",
@@ -24,7 +24,7 @@ class LoraSettings(Settings):
 class SftSettings(Settings):
     """The supervised warm start."""
 
-    epochs: float = Field(2.0, gt=0, le=1000, description="Passes over the labelled training prompts.")
+    epochs: float = Field(1.5, gt=0, le=1000, description="Passes over the labelled training prompts.")
     max_steps: int = Field(0, ge=0, description="Optimizer steps at most; 0 leaves it to the epochs.")
     lr_scale: float = Field(1.0, gt=0, description="Multiplies training.learning_rate for the warm start.")
     warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
@@ -43,7 +43,7 @@ class PpoSettings(Settings):
     value_lr_scale: float = Field(10.0, gt=0, description="Multiplies PPO's learning rate for the value head.")
     gamma: float = Field(1.0, gt=0, le=1, description="Discount per token.")
     lam: float = Field(0.95, ge=0, le=1, description="Lambda of generalised advantage estimation.")
-    kl_target: float = Field(1.0, gt=0, description="Divergence from the warm start, in nats per answer, that is aimed at.")
+    kl_target: float = Field(1.0, gt=0, description="Divergence from the warm start aimed at, in nats per answer.")
     kl_init: float = Field(0.05, ge=0, description="First weight of the divergence in the reward.")
     kl_rate: float = Field(0.1, ge=0, le=1, description="How fast that weight adapts per update.")
     entropy: float = Field(0.003, ge=0, description="Weight of the entropy bonus.")
@@ -70,7 +70,7 @@ class TrainingSettings(Settings):
         3e-3, gt=0, le=1, description="The one learning rate; the warm start and PPO scale it by their lr_scale.",
     )
     seed: int = Field(42, ge=0, le=2**31 - 1, description="Seed of every random draw of the step.")
-    max_length: int = Field(192, ge=16, le=131072, description="Longest prompt in tokens; longer ones are cut at the end.")
+    max_length: int = Field(192, ge=16, le=131072, description="Longest prompt text in tokens; the rest is cut off.")
     max_samples: int = Field(0, ge=0, description="Labelled prompts to use at most; 0 means all of them.")
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, more time.",
