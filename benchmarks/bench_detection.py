@@ -50,14 +50,17 @@ def latencies(home: Path, trials: int) -> list[float]:
     store = open_state(home)
     a_run(store, trials)
     log = home / "logs" / f"complete_pipeline_{RUN}.log"
-    monitor = subprocess.Popen(
-        [sys.executable, "-c", "from so8t_fsm.cli import main; main()", "--home", str(home), "monitor", "--json"],
-        stdout=subprocess.PIPE, cwd=ROOT, text=True)
+    heard = home / "heard.jsonl"
+    with heard.open("wb") as told:
+        monitor = subprocess.Popen(
+            [sys.executable, "-c", "from so8t_fsm.cli import main; main()", "--home", str(home), "monitor", "--json"],
+            stdout=told, cwd=ROOT)
     found = []
     try:
-        assert monitor.stdout is not None
-        while "watching" not in monitor.stdout.readline():
-            pass
+        while "watching" not in heard.read_text(encoding="utf-8"):
+            if monitor.poll() is not None:
+                raise SystemExit("the monitor did not start")
+            time.sleep(0.05)
         dice = random.Random(1)
         count = sa.select(sa.func.count()).select_from(schema.incident)
         with log.open("a", encoding="utf-8", buffering=1) as out:

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from so8t_fsm import config, journal, recovery
 from so8t_fsm.actions import Interrupted, Scene
 from so8t_fsm.backoff import delay
+from so8t_fsm.errors_log import write_incident
 from so8t_fsm.events import Event, Failure
 from so8t_fsm.handle import RunHandle
 from so8t_fsm.incidents import Incident, arbitrate
@@ -136,7 +137,10 @@ class Answer:
 
     def give(self) -> None:
         """Decide once, carry out once, then leave the failure state."""
-        number = (self.handle.run.incident or {}).get("id")
+        handle = self.handle
+        # A runner that was killed right after the failure's commit had no time for it.
+        write_incident(handle.home / handle.config.logging.directory, handle.run, handle.run.incident or {})
+        number = (handle.run.incident or {}).get("id")
         decision = self._decision(int(number)) if number is not None else None
         if decision is not None and decision["escalate"]:
             self._ask_a_person(decision["escalate"], decision["to"], decision["notify"])

@@ -21,7 +21,8 @@ from so8t_fsm.schema import event as event_table
 from so8t_fsm.schema import incident as incident_table
 from so8t_fsm.schema import log_mark
 from so8t_fsm.tail import EDGE, Mark
-from so8t_fsm.tokens import conceal_all, storable
+from so8t_fsm.tokens import conceal_all
+from so8t_fsm.tokens import storable as storable
 
 LONGEST_TEXT = 4000
 LONGEST_RECORD = 8000

@@ -335,7 +335,10 @@ class _Resumption:
             if self.wish.unattended:
                 self.reporter.say(f"run {self.run.id} is paused; `so8t resume` goes on")
                 return False
-            self._move(plan("paused", "resume", self._facts()), "resumed", operator())
+            if "escalated" in (self.run.incident or {}):
+                # A rule paused it and a person answered: what was tried before counts no more.
+                self._forgive()
+            self._move(plan("paused", "resume", self._facts()), "resumed", operator(), incident=None)
         elif self.run.state == "needs_attention":
             if not self.wish.retry:
                 incident = self.run.incident or {}
@@ -343,11 +346,14 @@ class _Resumption:
                     f"run {self.run.id} needs a person: {self.run.step}: {incident.get('message', '')}; "
                     "put it right and run `so8t resume --retry`")
                 return False
-            with self.store.fenced(self.held.epoch, self.held.seconds) as tx:
-                self.run = forgive(tx, self.run)
+            self._forgive()
             self._move(plan("needs_attention", "resume", self._facts()), "a person says: try again", operator(),
                        incident=None)
         return True
+
+    def _forgive(self) -> None:
+        with self.store.fenced(self.held.epoch, self.held.seconds) as tx:
+            self.run = forgive(tx, self.run)
 
 
 def _boot_time() -> float:

@@ -45,6 +45,10 @@ class FaultyHome(Home):
         run = self.run().id
         return sorted((row for row in self.rows(schema.incident) if row["run_id"] == run), key=lambda row: row["id"])
 
+    def noticed(self) -> bool:
+        """Is there an incident yet?"""
+        return self.database.exists() and bool(self.rows(schema.run)) and bool(self.incidents())
+
     def told(self) -> list[tuple[str, str, str | None]]:
         """Step, state and rule of each incident."""
         return [(row["step"], row["state"], row["rule"]) for row in self.incidents()]
@@ -68,18 +72,18 @@ class FaultyHome(Home):
     def check_recovered(self, expected: list[tuple[str, str, str | None]]) -> None:
         """The run is completed; every failure was one incident, answered by its rule with each action done once, and
         left again by way of the wait into the step's working state."""
-        assert self.told() == expected
-        assert self.run().state == "completed"
-        assert self.recoveries() == len(expected)
+        assert self.told() == expected, self.told()
+        assert self.run().state == "completed", self.states()
+        assert self.recoveries() == len(expected), self.run().ledgers
         for row in self.incidents():
-            assert row["status"] == "recovered"
+            assert row["status"] == "recovered", row
             decision, journal = row["detail"]["decision"], self.actions(row["id"])
             assert [entry["name"] for entry in decision["actions"]] == [entry["name"] for entry in journal]
             assert [entry["seq"] for entry in journal] == list(range(len(journal)))
             assert {entry["status"] for entry in journal} <= {"done", "skipped"}
         passed = [(row["from_state"], row["to_state"]) for row in self.history()]
         for _, state, _ in expected:
-            assert passed.count((state, "backing_off")) == sum(other == state for _, other, _ in expected)
+            assert passed.count((state, "backing_off")) == sum(other == state for _, other, _ in expected), (state, passed)
         # Each failure was recorded as well as told: a file an incident.
         assert len(list((self.path / "logs").glob("pipeline_error_*.json"))) == len(expected)
 

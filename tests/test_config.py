@@ -145,7 +145,7 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
     "choice": ("training:\n  optimizer: adam\n",
                "2:14: training.optimizer: adam is not allowed: must be 'adamw' or 'sgd'"),
     "section is a scalar": ("training: 4\n", "1:11: training: 4 is not allowed: must be a mapping of keys"),
-    "rule of a whole model": ("automation:\n  backoff:\n    initial: 1h\n",
+    "rule of a whole model": ("automation:\n  backoff:\n    initial: 2h\n",
                               "2:3: automation.backoff: max must not be shorter than initial"),
     "duration": ("automation: {stop_grace: soon}\n", "1:26: automation.stop_grace: soon is not allowed: "
                  "must be a duration such as 30s, 3m, 1h30m, or a number of seconds"),

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from so8t_fsm.events import Event
 from so8t_fsm.rules import load_rules
 from so8t_fsm.rules.lines import clean
@@ -100,7 +101,7 @@ class Endless(io.RawIOBase):
     def __init__(self, size: int) -> None:
         self.left, self.position = size, 0
         self.line = b"2026-11-22T03:14:15.926Z [training#1] INFO so8t.train: step 1200/40000 loss 0.4812 reward 0.31\n"
-        self.last = b"2026-11-22T03:14:16.926Z [training#1] RuntimeError: CUDA out of memory. Tried to allocate 2.00 GiB\n"
+        self.last = b"2026-11-22T03:14:16.926Z [training#1] RuntimeError: CUDA out of memory. Tried to allocate 2 GiB\n"
 
     def readable(self) -> bool:
         return True

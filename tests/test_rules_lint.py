@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from so8t_fsm.rules import RulesError, load_rules
 from so8t_fsm.rules.patterns import LONGEST_LINE, PatternRefused, compile_pattern
 
@@ -43,26 +44,30 @@ WRONG = {
     "unknown step": (rule("    state:", "    on: {steps: [trainig]}\n    state:"), "5:18", "did you mean 'training'?"),
     "unknown selector": (rule("message|contains", "mesage|contains"), "7:14", "did you mean 'message|contains'?"),
     "unknown modifier": (rule("message|contains", "message|has"), "7:14", "message|"),
-    "a selector in place of a name": (rule("      full: {message|contains: no more paper}", "      message|re: x"), "7:7",
-                                      "a selection's name should"),
+    "a selector in place of a name": (rule("      full: {message|contains: no more paper}", "      message|re: x"),
+                                      "7:7", "a selection's name should"),
     "an empty selection": (rule("{message|contains: no more paper}", "{}"), "7:13", "is empty"),
     "a number where text belongs": (rule("no more paper", "12"), "7:32", "must be text"),
     "a broken pattern": (rule("message|contains: no more paper", "message|re: '(x'"), "7:26", "no regular expression"),
-    "a pattern that takes for ever": (rule("message|contains: no more paper", "message|re: '(a+)+$'"), "7:26", "for ever"),
+    "a pattern that takes for ever": (rule("message|contains: no more paper", "message|re: '(a+)+$'"),
+                                      "7:26", "for ever"),
     "a type with its module": (rule("message|contains: no more paper", "exception: requests.Timeout"), "7:25",
                                "without its module"),
     "an exit code in words": (rule("message|contains: no more paper", "exit_code: one"), "7:25", "whole number"),
     "unknown signal": (rule("message|contains: no more paper", "signal: SIGKIL"), "7:22", "did you mean 'SIGKILL'?"),
     "a silence without a length": (rule("message|contains: no more paper", "silence: long"), "7:23", "duration"),
-    "two selections and no condition": (rule("no more paper}", "x}\n      b: {errno: 28}"), "6:5", "condition is missing"),
+    "two selections and no condition": (rule("no more paper}", "x}\n      b: {errno: 28}"),
+                                        "6:5", "condition is missing"),
     "a condition about nothing": (rule("no more paper}", "x}\n      condition: ful"), "8:18", "did you mean 'full'?"),
-    "a condition that stops": (rule("no more paper}", "x}\n      condition: full and"), "8:18", "name is missing at the end"),
+    "a condition that stops": (rule("no more paper}", "x}\n      condition: full and"),
+                               "8:18", "name is missing at the end"),
     "a parenthesis left open": (rule("no more paper}", "x}\n      condition: (full"), "8:18", "never closed"),
     "a selection nobody uses": (rule("no more paper}", "x}\n      b: {errno: 28}\n      condition: full"), "8:7",
                                 "in no condition"),
     "unknown action": (rule("cleanup_temp_files", "cleanup_tmp_files"), "9:9", "did you mean 'cleanup_temp_files'?"),
     "unknown argument": (rule("keep_checkpoints", "keep_checkpoint"), "9:30", "did you mean 'keep_checkpoints'?"),
-    "an argument out of range": (rule("keep_checkpoints: 2", "keep_checkpoints: 0"), "9:48", "greater than or equal to 1"),
+    "an argument out of range": (rule("keep_checkpoints: 2", "keep_checkpoints: 0"),
+                                 "9:48", "greater than or equal to 1"),
     "an action twice": (rule("    then:\n", "    then:\n      - cleanup_temp_files\n"), "10:9", "there twice"),
     "something after a pause": (rule("    then:\n", "    then:\n      - pause\n"), "9:9", "put it last"),
     "then that is no list": (rule("    then:\n      - cleanup", "    then:\n      cleanup"), "9:7", "must be a list"),
@@ -73,12 +78,14 @@ WRONG = {
     "a backoff that shrinks": (rule("    match:", "    backoff: {initial: 10m, max: 5s}\n    match:"), "6:5",
                                "shorter than initial"),
     "an unknown end": (rule("    match:", "    escalate: {to: completed}\n    match:"), "6:20", "needs_attention"),
-    "attempts below nothing": (rule("    match:", "    max_attempts: -1\n    match:"), "6:19", "greater than or equal to 0"),
+    "attempts below nothing": (rule("    match:", "    max_attempts: -1\n    match:"),
+                               "6:19", "greater than or equal to 0"),
     "a harmless rule that acts": (rule("disk_full", "none"), "8:5", "nothing happened"),
     "a test without an event": (GOOD + "    tests: [{name: x, given: {}, expect: none}]\n", "10:30", "no event"),
     "a test of an unknown rule": (GOOD + "    tests: [{name: x, given: {log: x}, expect: {rule: my-rul}}]\n", "10:13",
                                   "did you mean 'my-rule'?"),
-    "a test that expects a number": (GOOD + "    tests: [{name: x, given: {log: x}, expect: 3}]\n", "10:48", "'none' or"),
+    "a test that expects a number": (GOOD + "    tests: [{name: x, given: {log: x}, expect: 3}]\n",
+                                     "10:48", "'none' or"),
     "an id twice": (GOOD + GOOD.split("rules:\n")[1], "10:5", "already used at"),
     "limits of nothing": (GOOD + "limits: {per_hour: 0}\n", "10:20", "greater than or equal to 1"),
     "limits of an unknown state": (GOOD + "limits: {roots: {network: 3}}\n", "10:27", "'stalled'"),
@@ -109,7 +116,8 @@ def test_one_clear_line(name: str, tmp_path: Path) -> None:
 
 
 def test_all_problems_at_once(tmp_path: Path) -> None:
-    text = GOOD.replace("disk_full", "disc_full").replace("cleanup_temp_files", "clean").replace("message|contains", "text")
+    text = GOOD.replace("disk_full", "disc_full").replace("cleanup_temp_files", "clean")
+    text = text.replace("message|contains", "text")
     (tmp_path / "60-more.yaml").write_text("version: 1\nrulez: []\n", encoding="utf-8")
     lines = problems(tmp_path, text)
     assert len(lines) == 4 and all(re.match(r"\S+\.yaml:\d+:\d+: .", line) for line in lines), lines
@@ -127,7 +135,8 @@ def test_evil_patterns_are_refused(pattern: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-ALLOWED = [r"\w+Error: .*x", r"^a.*b.*c", r"a.{0,80}b.{0,80}c", r"(?:foo|bar)+x", r"\d+ vs \d+", r"\[[^\]]*\] \[[^\]]*\] x"]
+ALLOWED = [r"\w+Error: .*x", r"^a.*b.*c", r"a.{0,80}b.{0,80}c", r"(?:foo|bar)+x", r"\d+ vs \d+",
+           r"\[[^\]]*\] \[[^\]]*\] x"]
 
 
 @pytest.mark.parametrize("pattern", ALLOWED)

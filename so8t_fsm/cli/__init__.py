@@ -14,7 +14,7 @@ from so8t_fsm import __version__
 COMMANDS = {
     "init": "setup", "resume": "run", "rerun": "run", "state": "show", "history": "show", "graph": "show",
     "force-transition": "steer", "pause": "steer", "config": "setup", "doctor": "setup", "recover": "recover",
-    "monitor": "monitor",
+    "monitor": "monitor", "scan": "rules", "rules": "rules",
 }
 
 

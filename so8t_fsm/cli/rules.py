@@ -215,7 +215,7 @@ def _lines(rule: Rule, rule_set: RuleSet) -> Iterator[tuple[str, str]]:
         yield "budget", (f"{rule.max_attempts} attempts, and {limits.of_root(rule.state)} recoveries from {rule.state} "
                          "without progress over all rules")
         yield "waits", f"{backoff.initial:g} s, then ×{backoff.multiplier:g}, at most {backoff.max:g} s"
-        yield "then", f"{rule.escalate.to}, notifying: {', '.join(rule.escalate.notify)}"
+        yield "in the end", f"{rule.escalate.to}, notifying: {', '.join(rule.escalate.notify)}"
     yield "because", rule.explain
     yield "see", ", ".join(rule.references)
     yield "tests", str(len(rule.tests))
@@ -268,7 +268,8 @@ def simulate(ctx: click.Context, log: Path, given: tuple[str, ...], as_json: boo
         click.echo(f"    {incident.event.text[:160]}")
         click.echo(f"    {found.decision.rule or 'no rule'}: {found.decision}")
         missing |= set(unknown_facts(rule_set, incident, facts))
-    click.echo(f"{len(story)} incidents, {sum(1 for s in story if s.decision.escalate)} for a person")
+    plural = "" if len(story) == 1 else "s"
+    click.echo(f"{len(story)} incident{plural}, {sum(1 for s in story if s.decision.escalate)} for a person")
     if missing:
         click.echo(f"rules ask for facts that were not given: --fact {'=… --fact '.join(sorted(missing))}=…")
     return 0

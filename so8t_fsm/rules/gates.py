@@ -12,9 +12,9 @@ TYPES = frozenset(("Error", "Exception", "Timeout", "Expired", "Interrupt", "Exi
 ERRNO_SAID = frozenset(("rrno", "os error ", ", kind:", "Error("))
 WINERROR_SAID = frozenset(("WinError", "Windows Error", "os error "))
 HTTP_SAID = frozenset((
-    "Client Error", "Server Error", "lient error", "erver error", "HTTPError", "HTTPStatus", "HTTPException", "HTTP Error",
-    "HTTP 4", "HTTP 5", "HTTP status", "HTTP code", "Http", "eturned error: ", "ERROR 4", "ERROR 5", "nexpected status",
-    "tatus code", "tatus_code", "tatuscode", "tatus Code", "tatus_Code", "tatusCode", "(40"))
+    "Client Error", "Server Error", "lient error", "erver error", "HTTPError", "HTTPStatus", "HTTPException",
+    "HTTP Error", "HTTP 4", "HTTP 5", "HTTP status", "HTTP code", "Http", "eturned error: ", "ERROR 4", "ERROR 5",
+    "nexpected status", "tatus code", "tatus_code", "tatuscode", "tatus Code", "tatus_Code", "tatusCode", "(40"))
 
 
 def gate(rule: Rule) -> Literals:

@@ -213,7 +213,7 @@ def _may_be_empty(kind: Any, value: Any) -> bool:
 
 # -- text that must be there ----------------------------------------------------------------------------------------
 
-MOST_VARIANTS = 8
+MOST_VARIANTS = 12
 EVERY_STEP = """
 2026-11-22T03:14:15.926Z [training#1] INFO so8t.train: step 1200/40000 loss 0.4812 reward 0.31 kl 0.02, 812 tokens/s
 {'loss': 0.4812, 'grad_norm': 1.23, 'learning_rate': 1.2e-05, 'epoch': 0.31, 'rewards/mean': 0.2} for the next steps
@@ -268,12 +268,29 @@ def _of_sequence(nodes: list[Node]) -> Literals:
 
 
 def _letters(kind: Any, value: Any) -> set[str]:
-    """The few characters that a node may be; nothing for other nodes."""
+    """The few texts that a node may be; nothing for a node that may be many."""
     if kind is op.LITERAL:
         return {chr(value)}
+    if kind is op.SUBPATTERN and not value[1] & re.IGNORECASE:
+        return _spelled(list(value[3]))
+    if kind is op.BRANCH:
+        branches = [_spelled(list(branch)) for branch in value[1]]
+        found = set().union(*branches)
+        return found if all(branches) and len(found) <= MOST_VARIANTS else set()
     if kind is op.IN and len(value) <= 3 and all(k is op.LITERAL for k, _ in value):
         return {chr(v) for _, v in value}
     return set()
+
+
+def _spelled(nodes: list[Node]) -> set[str]:
+    """All texts that these nodes may be, if they are few."""
+    runs = {""}
+    for kind, value in nodes:
+        letters = _letters(kind, value)
+        if not letters or len(runs) * len(letters) > MOST_VARIANTS:
+            return set()
+        runs = {run + letter for run in runs for letter in letters}
+    return runs
 
 
 def either(options: Iterable[Literals]) -> Literals:

@@ -105,6 +105,7 @@ def _keeper() -> type:
             for group, scale in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
                 group["initial_lr"] = args.learning_rate
                 group["lr"] = args.learning_rate * scale(scheduler.last_epoch)
+            scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]  # what the log will say
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
             for key in ("loss", "grad_norm"):

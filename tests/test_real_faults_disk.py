@@ -1,0 +1,96 @@
+"""A disk that is full: for every writer the step has, and for the machine's own memory."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import finish, wait_for
+from faults import FaultyHome, killed_in_every_recovery
+
+from so8t_fsm import schema
+from so8t_fsm.step import MiB
+
+ROOT_ONLY = "a file system of our own needs Linux and root"
+pytestmark = pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason=ROOT_ONLY)
+SIZE = 24 * MiB
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[FaultyHome]:
+    """A home on a small disk of its own."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(disk)], capture_output=True, text=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"{ROOT_ONLY}: {mounted.stderr.strip()}")
+    try:
+        yield FaultyHome(disk / "home")
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def fill(path: Path, leave: int = 0) -> None:
+    """Take all the room there is but ``leave`` bytes."""
+    free = os.statvfs(path.parent).f_bavail * os.statvfs(path.parent).f_frsize
+    path.write_bytes(bytes(max(0, free - leave)))
+
+
+@pytest.mark.parametrize(("writer", "error", "words"), [
+    ("faulty_safetensors", "SafetensorError", "No space left on device (os error 28)"),
+    ("faulty_torch_save", "RuntimeError", "unexpected pos"),
+    ("faulty_parquet", "OSError", "No space left on device"),
+    ("faulty_file", "OSError", "No space left on device"),
+    ("faulty_log", "OSError", "No space left on device"),
+])
+def test_old_checkpoints_make_room(writer: str, error: str, words: str, home: FaultyHome) -> None:
+    """Twelve MiB of checkpoints and thirteen at once do not fit into 24; two of the four checkpoints are enough.
+
+    Not a byte is free when the failure is written down; the runner is killed in the middle of the recovery.
+    """
+    home.faults(writer, resources={"min_free_disk": "64KB"})
+    assert len(killed_in_every_recovery(home, seed=len(writer))) == 1
+    home.check_recovered([(writer, "disk_full", "disk-full")])
+    (failure,) = home.failed(writer)
+    assert failure["exception"]["type"] == error and words in failure["message"]
+    (row,) = home.incidents()
+    assert row["detail"]["decision"]["actions"][0]["name"] == "cleanup_temp_files"
+    freed = home.actions(row["id"])[0]["outcome"]["bytes_freed"]
+    assert freed >= 6 * MiB
+    assert [c["n"] for c in home.rows(schema.checkpoint) if c["status"] == "live"] == [3, 4]
+    assert home.committed(writer).is_dir()
+
+
+def test_a_step_waits_until_somebody_makes_room(home: FaultyHome) -> None:
+    """Where nothing disposable is left, the run waits, and goes on by itself when there is room."""
+    home.faults("faulty_file", faulty={"spill": MiB}, resources={"min_free_disk": "2MiB"})
+    filler = home.path / "somebody's film.mkv"
+    fill(filler, leave=MiB)
+    runner = home.start("resume", "--config", home.config)
+    wait_for(lambda: home.database.exists() and home.rows(schema.run) and home.run().state == "waiting_for_resources",
+             "waiting_for_resources")
+    filler.unlink()
+    finish(runner, expect=0)
+    assert home.told() == []
+
+
+def test_no_room_for_the_state_itself(home: FaultyHome) -> None:
+    """The database cannot be written: one line, exit code 75, and nothing is lost when there is room again."""
+    home.faults("faulty_file", "faulty_log", faulty={"spill": MiB})
+    home.resume("--config", home.config, "--set", "automation.steps=[faulty_file]")
+    before = home.identities()
+    filler = home.path / "filler"
+    fill(filler)
+    with pytest.raises(OSError) as full:
+        (home.path / "one byte").write_bytes(b"1")
+    assert full.value.errno == errno.ENOSPC
+    said = home.so8t("resume", "--new", "--config", home.config, expect=None)
+    assert said.returncode in (2, 75) and "the disk is full (0 bytes free)" in said.stdout + said.stderr
+    filler.unlink()
+    home.resume("--new", "--config", home.config)
+    assert home.run().state == "completed" and home.identities()["faulty_file"] == before["faulty_file"]
