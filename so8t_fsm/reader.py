@@ -75,7 +75,7 @@ class Reader:
             cursor = self._connection.execute(query, tuple(parameters))
             names = [column[0] for column in cursor.description]
             return [
-                {name: json.loads(value) if name in JSON_COLUMNS and isinstance(value, str) and self._path else value
+                {name: _plain(value) if self._path and name in JSON_COLUMNS else value
                  for name, value in zip(names, row, strict=True)} for row in cursor.fetchall()
             ]
         except Exception as error:
@@ -105,6 +105,16 @@ def _sqlite(path: Path) -> sqlite3.Connection:
         # Even reading wants to write a file beside it; where nobody can write, nobody changes it either.
         connection = sqlite3.connect(f"{uri}&immutable=1", uri=True)
     return connection
+
+
+def _plain(value: Any) -> Any:
+    """A JSON column as SQLite stores it; a text column that only shares the name stays text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
 
 
 def _postgresql(url: str) -> Any:

@@ -325,6 +325,8 @@ class _Resumption:
             self.reporter.say(f"the commit of {name} is damaged and put aside: {why}")
             commits.set_aside(self.held.epoch, live[name])
         first = next(step for step in registry.pipeline(self.run.steps) if step.name in damaged)
+        if self.run.step in runs.before(self.run.steps, first.name):
+            return  # forced back to an earlier step, the run comes by the damaged one anyway
         self._move(plan(self.run.state, "roll_back", Facts(step_state=first.state)),
                    f"the commit of {first.name} is damaged; it runs again", operator(), step=first.name, attempt=0,
                    incident=None, next_retry_at=None)

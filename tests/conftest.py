@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class Home:
     """A home directory and the command line to drive it with."""
 
     path: Path
+    started: list[subprocess.Popen[str]] = field(default_factory=list, repr=False)
 
     @property
     def config(self) -> Path:
@@ -72,10 +73,12 @@ class Home:
 
     def start(self, *args: str | Path, **env: str) -> subprocess.Popen[str]:
         """The command line in a process of its own."""
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [*CLI, "--home", str(self.path), *map(str, args)], env=child_environment(**env), cwd=self.path,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
         )
+        self.started.append(process)
+        return process
 
     def so8t(
         self, *args: str | Path, expect: int | None = 0, text: str = "", timeout: float = 60, **env: str
@@ -184,9 +187,14 @@ def finish(process: subprocess.Popen[str], expect: int, seconds: float = 30.0) -
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Home:
-    """An empty home with a toy configuration."""
-    return Home(tmp_path / "home").configure()
+def home(tmp_path: Path) -> Iterator[Home]:
+    """An empty home with a toy configuration; what was started in it ends with the test."""
+    made = Home(tmp_path / "home").configure()
+    yield made
+    for process in made.started:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 @pytest.fixture(scope="session")
