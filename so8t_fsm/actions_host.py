@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -95,19 +96,18 @@ def verify_token(scene: Scene, intent: Intent) -> Outcome:
     token = os.environ.get(variable, "").strip() if variable else None
     if token == "":
         return Outcome("failed", f"there is no token; set {variable}", needs_person=True)
-    try:
-        me = _within(HUB_SECONDS, HfApi(endpoint=intent.data["endpoint"] or None, token=token).whoami, scene.beat)
-    except LocalTokenNotFoundError:
+    me = _within(HUB_SECONDS, HfApi(endpoint=intent.data["endpoint"] or None, token=token).whoami, scene.beat)
+    if isinstance(me, LocalTokenNotFoundError):
         return Outcome("failed", "there is no token; set HF_TOKEN, or run `hf auth login`", needs_person=True)
-    except HfHubHTTPError as error:
-        code = error.response.status_code
+    if isinstance(me, HfHubHTTPError):
+        code = me.response.status_code
         if code in (401, 403):
             return Outcome("failed", f"the Hub refuses the token (HTTP {code}); make a new one", needs_person=True)
         return Outcome("failed", f"the Hub could not say (HTTP {code})")
-    except TimeoutError:
+    if isinstance(me, Exception):  # every transport has its own errors; none of them is an answer
+        return Outcome("failed", f"the Hub could not be asked ({type(me).__name__})")
+    if me is None:
         return Outcome("failed", f"the Hub did not answer within {HUB_SECONDS:g} s")
-    except (OSError, ValueError, RuntimeError) as error:  # every transport has its own; none of them is an answer
-        return Outcome("failed", f"the Hub could not be asked ({type(error).__name__})")
     right = (me.get("auth") or {}).get("accessToken") or {}
     kind, name = str(right.get("role", "unknown")), str(me.get("name"))
     if intent.data["repo"] and (lacking := _lacking(me, right, intent.data["repo"])):
@@ -115,12 +115,10 @@ def verify_token(scene: Scene, intent: Intent) -> Outcome:
     return Outcome("done", f"the token is {name}'s and of the kind {kind}", {"role": kind})
 
 
-def _within(seconds: float, ask: Callable[[], dict[str, Any]], beat: Callable[[], None]) -> dict[str, Any]:
-    """``ask()`` in a thread of its own, which is left behind when it takes longer.
-
-    Raises:
-        TimeoutError: no answer in time.  Whatever ``ask`` raises.
-    """
+def _within(
+    seconds: float, ask: Callable[[], dict[str, Any]], beat: Callable[[], None],
+) -> dict[str, Any] | Exception | None:
+    """What ``ask`` gives or raises; None when it takes longer, and its thread is left behind."""
     answers: queue.Queue[dict[str, Any] | Exception] = queue.Queue()
 
     def asking() -> None:
@@ -133,14 +131,9 @@ def _within(seconds: float, ask: Callable[[], dict[str, Any]], beat: Callable[[]
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         beat()
-        try:
-            answer = answers.get(timeout=min(TICK, seconds))
-        except queue.Empty:
-            continue
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-    raise TimeoutError
+        with suppress(queue.Empty):
+            return answers.get(timeout=min(TICK, seconds))
+    return None
 
 
 def _lacking(me: Mapping[str, Any], right: Mapping[str, Any], repo: str) -> str | None:

@@ -97,7 +97,9 @@ def observe_progress(tx: Tx, handle: RunHandle, step: str, position: float | Non
         furthest[step] = position
     else:
         return
-    ledgers = ledgers_of(handle.run).progressed(handle.rules.current(), time.time())
+    ledgers = ledgers_of(handle.run)
+    if ledgers.rules or ledgers.roots:
+        ledgers = ledgers.progressed(handle.rules.current(), time.time())
     handle.run = write_ledgers(tx, handle.run, ledgers, furthest)
 
 

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from so8t_fsm.rules import RulesError, RuleSet, layers_of, load_rules
+from so8t_fsm import __version__
+from so8t_fsm.rules.load import RulesError, layers_of, load_rules
+
+if TYPE_CHECKING:
+    from so8t_fsm.rules.model import RuleSet
+
+CHECKED = "rules-checked"
+"""Below ``state/``: the hash of the files that last linted, so that a start need not read them all again."""
 
 
 class Rulebook:
     """The rule set of a home.
+
+    Files that linted before, in this version, are only read when a failure asks for them; others are read at once.
 
     Raises (when made):
         RulesError: the files that are there now do not lint, so a run would go by no rules at all.
@@ -18,21 +30,40 @@ class Rulebook:
     def __init__(self, home: Path, say: Callable[[str], None]) -> None:
         self._home, self._say = home, say
         self._seen = self._signature()
-        self._rules = load_rules(layers_of(home))
+        self._rules: RuleSet | None = None
+        digest, mark = self._digest(), home / "state" / CHECKED
+        try:
+            known = mark.read_text(encoding="ascii") == digest
+        except (OSError, ValueError):
+            known = False
+        if not known:
+            self._rules = load_rules(layers_of(home))
+            with contextlib.suppress(OSError):  # only a shortcut is lost
+                mark.write_text(digest, encoding="ascii")
+
+    def _files(self) -> Iterator[Path]:
+        for _, folder in layers_of(self._home):
+            yield from sorted(Path(folder).glob("*.y*ml"))
+
+    def _digest(self) -> str:
+        digest = hashlib.sha256(__version__.encode())
+        for path in self._files():
+            with contextlib.suppress(OSError):
+                digest.update(f"\n{path}\n".encode("utf-8", "surrogateescape") + path.read_bytes())
+        return digest.hexdigest()
 
     def _signature(self) -> tuple[tuple[str, int, int], ...]:
         found = []
-        for _, folder in layers_of(self._home):
-            for path in sorted(Path(folder).glob("*.y*ml")):
-                try:
-                    status = path.stat()
-                except OSError:
-                    continue
+        for path in self._files():
+            with contextlib.suppress(OSError):
+                status = path.stat()
                 found.append((str(path), status.st_mtime_ns, status.st_size))
         return tuple(found)
 
     def current(self) -> RuleSet:
         """The rules as they are now; asks the file system, but reads only what changed."""
+        if self._rules is None:
+            self._rules = load_rules(layers_of(self._home))
         signature = self._signature()
         if signature != self._seen:
             self._seen = signature

@@ -15,7 +15,7 @@ TINY_BASE = "quickstart:tiny-phi3"
 class TinySettings(Settings):
     """Sizes of the self-made base.  Row lengths that are multiples of 256 keep every K-quant format possible."""
 
-    hidden_size: int = Field(512, ge=32, le=4096, description="Width of the residual stream in channels.")
+    hidden_size: int = Field(768, ge=32, le=4096, description="Width of the residual stream in channels.")
     intermediate_size: int = Field(1024, ge=32, le=16384, description="Width of the feed-forward layer in channels.")
     layers: int = Field(2, ge=1, le=48, description="Number of decoder layers.")
     heads: int = Field(8, ge=1, le=64, description="Number of attention heads; it must divide the hidden size.")

@@ -19,7 +19,6 @@ from pydantic import Field
 
 from so8t_fsm.step import MiB, Settings, Step, StepContext
 
-
 TALK = """\
 Retrying in 1s [Retry 1/5]. ConnectError: [Errno 111] Connection refused
 fatal: not a git repository (or any of the parent directories): .git
