@@ -31,7 +31,7 @@ def place() -> Iterator[Path]:
 
 
 class BareDisk:
-    """One 4 KiB page of a file, overwritten and flushed: nothing that is durable can be quicker."""
+    """One 4 KiB page of a file, overwritten and flushed: the least that anything durable must wait for."""
 
     def __init__(self, folder: Path) -> None:
         self._fd = os.open(folder / "bare", os.O_RDWR | os.O_CREAT)

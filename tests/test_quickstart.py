@@ -19,10 +19,11 @@ pytestmark = [pytest.mark.quickstart, pytest.mark.timeout(1500)]
 SMALLER = f"""
 extends: {json.dumps(str(ROOT / "configs" / "quickstart.yaml"))}
 model:
-  tiny: {{hidden_size: 192, intermediate_size: 512, heads: 4, vocab_size: 1200, pretrain_steps: 20}}
+  tiny: {{hidden_size: 256, intermediate_size: 512, pretrain_steps: 20}}
 training:
-  sft: {{epochs: 1.5}}
-  ppo: {{updates: 4}}
+  threads: 1
+  sft: {{epochs: 1}}
+  ppo: {{updates: 6, rollout_batch: 32}}
 benchmark: {{bootstrap_resamples: 500}}
 automation: {{checkpoint_interval: 3s}}
 """
