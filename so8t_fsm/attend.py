@@ -20,11 +20,13 @@ from so8t_fsm.handle import RunHandle
 from so8t_fsm.schema import attempt as attempt_table
 from so8t_fsm.statedir import backup
 from so8t_fsm.step import Step
-from so8t_fsm.store import StateUnusable, Tx
+from so8t_fsm.store import StateUnusable, Tx, is_full, one_line
 
 TICK = 0.2
 ASK_SECONDS = 0.5
 """How often operators' requests are looked for while a step runs."""
+FULL_SECONDS = 5.0
+"""How long a step may go on when the disk has no room for the run's own record."""
 
 
 @dataclass
@@ -90,6 +92,24 @@ class Attendance:
         return int(highest or 0) + 1
 
     def _attend(self, running: Attempt) -> Outcome:
+        try:
+            return self._watch(running)
+        except SQLAlchemyError as error:
+            if not is_full(error):
+                raise
+            return self._end_on_a_full_disk(running, one_line(error))
+
+    def _end_on_a_full_disk(self, running: Attempt, why: str) -> Outcome:
+        """The step, which filled the disk or will soon meet its end, says best why it fails; a moment is left to it."""
+        until = time.monotonic() + FULL_SECONDS
+        while not running.finished() and time.monotonic() < until:
+            for _ in running.incoming(TICK):
+                pass
+        if not running.finished():
+            running.kill(events.Failure("disk_full", f"no room was left for the run's own record: {why}"))
+        return running.close()
+
+    def _watch(self, running: Attempt) -> Outcome:
         handle, automation = self.handle, self.handle.config.automation
         while not running.finished():
             for record in running.incoming(TICK):
@@ -150,7 +170,14 @@ class Attendance:
             except artifacts.Damaged as error:
                 failure = events.Failure("crashed", f"what {self.step.name} staged does not verify: {error}")
         if failure is not None:
-            self._failed(failure, running)
+            try:
+                self._failed(failure, running)
+            except SQLAlchemyError as error:
+                if not is_full(error):
+                    raise
+                # What the attempt staged is worthless, and most often it is what fills the disk.
+                handle.commits.sweep(handle.run, self.step.name)
+                self._failed(failure, running)
             return
         reason = running.stop_reason or "the step stopped by itself"
         handle.move("interrupt", f"stopped: {reason}", also=lambda tx: tx.close_attempt(

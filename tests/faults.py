@@ -20,6 +20,8 @@ from so8t_fsm import schema
 from so8t_fsm.states import FAILURES
 
 FAULTY = ROOT / "tests" / "faulty"
+SECONDS = 180.0
+"""How long a pipeline that is killed in every recovery may take."""
 
 
 @dataclass
@@ -95,6 +97,7 @@ def killed_in_every_recovery(home: FaultyHome, seed: int) -> list[str]:
         The state that the run was in at each kill.
     """
     chance = random.Random(seed)
+    until = time.monotonic() + SECONDS
     hit: set[int] = set()
     found: list[str] = []
     while True:
@@ -108,6 +111,7 @@ def killed_in_every_recovery(home: FaultyHome, seed: int) -> list[str]:
                     time.sleep(chance.choice((0.0, 0.01, 0.03, 0.1)) * chance.random())
                     runner.kill()
                     break
+                assert time.monotonic() < until, f"still {home.run().state} after {SECONDS:g} s"
                 time.sleep(0.002)
         except BaseException:
             runner.kill()

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from so8t_faulty import Faulty, FaultySettings
 
-from so8t_fsm.step import MiB, StepContext
+from so8t_fsm.step import MiB, Needs, StepContext
 
 
 class Disk(Faulty):
@@ -19,6 +21,10 @@ class Disk(Faulty):
 
     state = "training"
     CHECKPOINT = 3 * MiB
+
+    def needs(self, config: Mapping[str, Mapping[str, Any]], home: Path, out: Path) -> Needs:
+        """Too little: what it will write is not known before."""
+        return Needs(disk={out: MiB})
 
     def work(self, ctx: StepContext, faulty: FaultySettings) -> str:
         for position in range(1, 5):
