@@ -170,13 +170,15 @@ class Attendance:
             except artifacts.Damaged as error:
                 failure = events.Failure("crashed", f"what {self.step.name} staged does not verify: {error}")
         if failure is not None:
+            current = handle.run
             try:
                 self._failed(failure, running)
             except SQLAlchemyError as error:
                 if not is_full(error):
                     raise
                 # What the attempt staged is worthless, and most often it is what fills the disk.
-                handle.commits.sweep(handle.run, self.step.name)
+                handle.run = current
+                handle.commits.sweep(current, self.step.name)
                 self._failed(failure, running)
             return
         reason = running.stop_reason or "the step stopped by itself"

@@ -62,9 +62,14 @@ class Rulebook:
 
     def current(self) -> RuleSet:
         """The rules as they are now; asks the file system, but reads only what changed."""
-        if self._rules is None:
-            self._rules = load_rules(layers_of(self._home))
         signature = self._signature()
+        if self._rules is None:
+            self._seen = signature
+            try:
+                self._rules = load_rules(layers_of(self._home))
+            except RulesError as error:
+                self._say(f"the recovery rules were changed but do not lint, the shipped ones answer: {error}")
+                self._rules = load_rules(layers_of(None))
         if signature != self._seen:
             self._seen = signature
             try:

@@ -23,7 +23,7 @@ from so8t_fsm.rulebook import Rulebook
 from so8t_fsm.schema import attempt as attempt_table
 from so8t_fsm.statedir import explain, open_state
 from so8t_fsm.states import WORKING, Facts, Plan, Refused, plan
-from so8t_fsm.store import Fenced, Run, Store, is_damage, is_disk_trouble
+from so8t_fsm.store import Fenced, Run, StateFull, Store, is_damage, is_disk_trouble
 from so8t_fsm.supervisor import EXIT_OK, EXIT_PERSON, EXIT_STOPPED, Supervisor
 
 LEASE_SECONDS = 30.0
@@ -73,7 +73,11 @@ def resume(home: Path, wish: Wish, reporter: Reporter, url: str | None = None) -
     Raises:
         Unusable, config.ConfigError, registry.StepUnknown, StateUnusable, StateTooNew: one line each, nothing changed.
     """
-    store = open_state(home, url, check=True, say=reporter.say)
+    try:
+        store = open_state(home, url, check=True, say=reporter.say)
+    except StateFull as error:
+        reporter.say(str(error))
+        return EXIT_STOPPED
     try:
         return _resume(store, home, wish, reporter)
     except Fenced as error:

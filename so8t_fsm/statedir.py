@@ -11,17 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import sqlalchemy as sa
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from so8t_fsm import artifacts, host, schema
 from so8t_fsm.reader import database_url
 from so8t_fsm.resources import existing_parent
 from so8t_fsm.schema import lease as lease_table
-from so8t_fsm.store import StateUnusable, Store, is_damage, is_full, one_line
+from so8t_fsm.store import StateFull, StateUnusable, Store, is_damage, is_full, one_line
 
 KEEP_BACKUPS = 3
 # After a restore the epoch jumps, so that no runner from before the damage can still hold a valid one.
 EPOCH_JUMP = 1000
+SHARED_MEMORY = 64 * 1024
+"""Bytes below which SQLite may find no room for the file by which its processes share memory."""
 
 Say = Callable[[str], None]
 
@@ -56,10 +58,21 @@ def open_state(home: Path, url: str | None = None, *, check: bool = False, say: 
         return store
     except SQLAlchemyError as error:
         store.close()
-        raise StateUnusable(explain(error, path)) from error
+        raise unusable(error, path) from error
     except BaseException:
         store.close()
         raise
+
+
+def unusable(error: BaseException, path: Path | None) -> StateUnusable:
+    """The exception that says :func:`explain`'s line."""
+    return (StateFull if _no_room(error, path) else StateUnusable)(explain(error, path))
+
+
+def _no_room(error: BaseException, path: Path | None) -> bool:
+    # Where SQLite finds no room for the file it shares memory by, it speaks of an I/O error.
+    unclear = isinstance(error, DBAPIError | sqlite3.DatabaseError) and "disk i/o error" in one_line(error).lower()
+    return is_full(error) or (unclear and path is not None and shutil.disk_usage(path.parent).free < SHARED_MEMORY)
 
 
 def explain(error: BaseException, path: Path | None) -> str:
@@ -67,7 +80,7 @@ def explain(error: BaseException, path: Path | None) -> str:
     where = str(path) if path else "the database"
     if is_damage(error):
         return f"{where} is damaged ({one_line(error)}); `so8t resume` puts it aside and restores the last backup"
-    if is_full(error):
+    if _no_room(error, path):
         free = shutil.disk_usage(path.parent).free if path else 0
         return f"{where}: the disk is full ({free:,} bytes free); make room and run `so8t resume`, nothing was lost"
     text = one_line(error)
@@ -101,7 +114,7 @@ def _sound(path: Path) -> bool:
     except sqlite3.DatabaseError as error:
         if any(sign in str(error) for sign in ("malformed", "not a database", "disk image", "corrupt")):
             return False
-        raise StateUnusable(explain(error, path)) from error
+        raise unusable(error, path) from error
 
 
 def _restore(path: Path, say: Say) -> None:

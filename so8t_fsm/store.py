@@ -40,6 +40,10 @@ class StateUnusable(Exception):
     """The state directory can't be used; the message is one line with what to do."""
 
 
+class StateFull(StateUnusable):
+    """The disk that holds the state has no room left; everything goes on once there is some."""
+
+
 @dataclass(frozen=True)
 class Run:
     """One row of ``run``."""

@@ -60,7 +60,9 @@ class Ended:
         return [(n, 0.0, line) for n, line in enumerate(self.lines, 1)]
 
 
-def rule(name: str, then: Sequence[Any], kind: str = "MemoryError", state: str = "out_of_memory", **more: Any) -> dict[str, Any]:
+def rule(
+    name: str, then: Sequence[Any], kind: str = "MemoryError", state: str = "out_of_memory", **more: Any,
+) -> dict[str, Any]:
     """A rule for one type of exception."""
     return {"id": name, "title": f"Answer {kind}", "state": state, "match": {"it": {"exception": kind}, "condition": "it"},
             "then": list(then), "max_attempts": 3, "backoff": {"initial": 0.01, "max": 0.02}, **more}

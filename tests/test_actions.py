@@ -88,7 +88,8 @@ def test_the_effective_batch_never_changes(size: int, accumulation: int, factor:
     if intent.skip:
         assert not intent.settings
         return
-    (was, now), (was_steps, steps) = (intent.settings[key] for key in ("training.batch_size", ACCUMULATION["training.batch_size"]))
+    assert set(intent.settings) == {"training.batch_size", ACCUMULATION["training.batch_size"]}
+    (was, now), (was_steps, steps) = intent.settings.values()
     assert (was, was_steps) == (size, accumulation) and now * steps == size * accumulation
     assert least <= now < size and now <= max(least, size * factor)
     assert f"{size} → {now}" in intent.words and f"stays {size * accumulation}" in intent.words
@@ -214,11 +215,12 @@ def test_a_download_that_somebody_took_up_again_stays(stage: Stage, hub_cache: P
 
 
 NAMES = st.sampled_from(["staging-1", "staging-9", "scratch-1", "1", "2", "3", "7", "x", "1.damaged-5", "notes.txt", "linked"])
+PLACES = st.sampled_from(["training", "collecting", "training/checkpoints"])
 KINDS = st.sampled_from(["directory", "file", "link", "full"])
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.dictionaries(st.tuples(st.sampled_from(["training", "collecting", "training/checkpoints"]), NAMES), KINDS, max_size=12),
+@given(st.dictionaries(st.tuples(PLACES, NAMES), KINDS, max_size=12),
        st.sets(st.integers(1, 5)), st.integers(1, 4))
 def test_only_what_is_disposable_goes(tree: dict[tuple[str, str], str], kept: set[int], keep: int) -> None:
     """Random trees: what has a live row, is nobody's we know, or lies behind a link survives; the bytes are right."""
@@ -300,7 +302,8 @@ def test_what_resists_is_told(stage: Stage, monkeypatch: pytest.MonkeyPatch, tmp
 
     monkeypatch.setattr(artifacts, "remove_tree", stubborn)
     with stage.scene() as scene:
-        outcome = perform(scene, "cleanup_temp_files", recovery.plan(scene, "cleanup_temp_files", arguments("cleanup_temp_files")))
+        intent = recovery.plan(scene, "cleanup_temp_files", arguments("cleanup_temp_files"))
+        outcome = perform(scene, "cleanup_temp_files", intent)
     assert outcome.data["bytes_freed"] == 5 and "1 could not be deleted" in outcome.words and "Permission" in outcome.words
 
 
@@ -342,6 +345,29 @@ def test_a_commit_that_two_runs_share_moves_for_both(stage: Stage, second: Path)
     assert {row["run_id"] for row in rows} == {first, other.id}
     for row in rows:
         assert artifacts.verify(Path(row["path"])).identity == row["identity"]
+
+
+def test_a_drive_that_is_unplugged_is_no_damage(stage: Stage, second: Path) -> None:
+    """Nothing is put aside, and nothing done again, because a drive is not there today."""
+    stage.commit("collecting", 1, {"a.bin": b"a" * 100})
+    for n in (1, 2):
+        stage.checkpoint(n, {"state.bin": bytes([n])})
+    with stage.scene() as scene:
+        assert perform(scene, "move_to_storage", moving(scene, second)).status == "done"
+        paths = [row.path for row in scene.commits.live(scene.run.id).values()]
+        assert scene.commits.away(paths) == []
+        unplugged = second.rename(second.with_name("unplugged"))
+        second.mkdir()  # the mount point stays
+        assert scene.commits.away(paths) == [second]
+        said: list[str] = []
+        shutil.rmtree(scene.commits.root / "runs" / scene.run.id / "training" / "checkpoints" / "2")
+        assert scene.commits.newest_verified(scene.lease[0], scene.run.id, "training", said.append) is None
+        assert "on a storage that is not there" in said[-1]
+    second.rmdir()
+    unplugged.rename(second)
+    assert {row["n"]: row["status"] for row in stage.rows(schema.checkpoint)} == {1: "live", 2: "damaged"}
+    for row in stage.rows(schema.artifact):
+        assert artifacts.verify(Path(row["path"]))
 
 
 def test_a_second_storage_that_is_full_keeps_nothing_of_it(stage: Stage, second: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -568,7 +594,11 @@ def test_every_pin_of_the_project_is_read() -> None:
 
 def test_a_stop_kills_pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     slow = tmp_path / "slow.py"
-    slow.write_text(f"import os, pathlib, time\npathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\ntime.sleep(60)\n")
+    slow.write_text(f"""\
+import os, pathlib, time
+pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))
+time.sleep(60)
+""")
     real = actions_host.subprocess.Popen
     monkeypatch.setattr(actions_host.subprocess, "Popen", lambda command, **more: real([sys.executable, str(slow)], **more))
 

@@ -19,13 +19,18 @@ from so8t_fsm.incidents import arbitrate
 from so8t_fsm.rules import RuleSet
 from so8t_fsm.rules.decide import HOUR, Ledgers, decide
 
-KINDS = {"MemoryError": ("out_of_memory", MemoryError), "KeyError": ("crashed", KeyError), "ValueError": ("data_invalid", ValueError),
-         "ZeroDivisionError": ("diverged", ZeroDivisionError), "ConnectionError": ("network_failed", ConnectionError)}
+KINDS = {
+    "MemoryError": ("out_of_memory", MemoryError), "KeyError": ("crashed", KeyError),
+    "ValueError": ("data_invalid", ValueError), "ZeroDivisionError": ("diverged", ZeroDivisionError),
+    "ConnectionError": ("network_failed", ConnectionError),
+}
 """Types of exceptions, and the state that a rule says they belong to."""
 
 kinds = st.sampled_from(sorted(KINDS))
-actions = st.sampled_from(["restart_step", "reduce_batch_size", "retry_with_backoff", "rollback_checkpoint", "lower_learning_rate",
-                           "enable_gradient_checkpointing", "reduce_dataset_size", "shorten_sequence"])
+actions = st.sampled_from([
+    "restart_step", "reduce_batch_size", "retry_with_backoff", "rollback_checkpoint", "lower_learning_rate",
+    "enable_gradient_checkpointing", "reduce_dataset_size", "shorten_sequence"])
+whens = st.sampled_from([{}, {"training.batch_size": {"gt": 1}}, {"training.gradient_checkpointing": False}])
 waits = st.sampled_from([0.01, 1.0, 600.0])
 
 
@@ -37,7 +42,7 @@ def rule_bodies(draw: st.DrawFn) -> list[dict[str, Any]]:
              draw(st.sampled_from([KINDS[kind][0], "crashed"])), max_attempts=draw(st.integers(1, 50)),
              reset_after=draw(waits), backoff={"initial": draw(waits), "max": 600},
              status=draw(st.sampled_from(["stable", "stable", "experimental"])),
-             when=draw(st.sampled_from([{}, {"training.batch_size": {"gt": 1}}, {"training.gradient_checkpointing": False}])),
+             when=draw(whens),
              escalate={"to": draw(st.sampled_from(["needs_attention", "paused"])), "notify": ["critical"]})
         for i, kind in enumerate(draw(st.lists(kinds, min_size=1, max_size=6)))]
 
@@ -59,9 +64,11 @@ def place() -> Any:
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(rule_bodies(), limits, st.lists(st.tuples(kinds, st.booleans(), st.floats(0, 2 * HOUR)), min_size=1, max_size=30), st.data())
+@given(rule_bodies(), limits, st.lists(st.tuples(kinds, st.booleans(), st.floats(0, 2 * HOUR)), min_size=1, max_size=30),
+       st.data())
 def test_the_ledgers_end_every_sequence(
-    place: Path, bodies: list[dict[str, Any]], bounds: dict[str, int], story: list[tuple[str, bool, float]], data: st.DataObject,
+    place: Path, bodies: list[dict[str, Any]], bounds: dict[str, int], story: list[tuple[str, bool, float]],
+    data: st.DataObject,
 ) -> None:
     """Failures without end, with progress now and then at first: decided until somebody is asked."""
     rules, ledgers, now = made(bodies, bounds, place / "rules"), Ledgers(), 1_000_000.0
@@ -93,9 +100,11 @@ def test_the_ledgers_end_every_sequence(
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(rule_bodies(), limits, st.lists(st.tuples(kinds, st.booleans()), min_size=1, max_size=12), st.integers(1, 4), st.booleans())
+@given(rule_bodies(), limits, st.lists(st.tuples(kinds, st.booleans()), min_size=1, max_size=12), st.integers(1, 4),
+       st.booleans())
 def test_the_machine_ends_every_sequence(
-    place: Path, bodies: list[dict[str, Any]], bounds: dict[str, int], story: list[tuple[str, bool]], allowed: int, observe: bool,
+    place: Path, bodies: list[dict[str, Any]], bounds: dict[str, int], story: list[tuple[str, bool]], allowed: int,
+    observe: bool,
 ) -> None:
     """The same through the machine's own answers, rows and transitions; failures that no rule knows among them."""
     home = place / "home"
@@ -129,8 +138,10 @@ def test_the_machine_ends_every_sequence(
 
 def test_causes_that_take_turns_do_not_outrun_the_ledger(place: Path) -> None:
     """Two failures in turn, fifty attempts for each rule: the run's own limit is what ends it."""
-    rules = made([rule("a", ["restart_step"], max_attempts=50), rule("b", ["restart_step"], "KeyError", "crashed", max_attempts=50)],
-                 {"same_root_without_progress": 40, "per_hour": 100, "per_run": 7}, place / "turns-rules")
+    bodies = [rule("a", ["restart_step"], max_attempts=50),
+              rule("b", ["restart_step"], "KeyError", "crashed", max_attempts=50)]
+    bounds = {"same_root_without_progress": 40, "per_hour": 100, "per_run": 7}
+    rules = made(bodies, bounds, place / "turns-rules")
     stage = Stage(place / "turns", rules).build()
     with stage.handle() as handle:
         for number in range(8):

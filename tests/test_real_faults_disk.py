@@ -62,8 +62,8 @@ def test_old_checkpoints_make_room(writer: str, error: str, words: str, home: Fa
     assert row["detail"]["decision"]["actions"][0]["name"] == "cleanup_temp_files"
     freed = home.actions(row["id"])[0]["outcome"]["bytes_freed"]
     assert freed >= 6 * MiB
-    assert [c["n"] for c in home.rows(schema.checkpoint) if c["status"] == "live"] == [3, 4]
-    assert home.committed(writer).is_dir()
+    assert f"{writer}, attempt 2, from checkpoint 4" in [entry["reason"] for entry in home.history()]
+    assert (home.committed(writer) / "out.txt").read_text() == f"{writer} written\n"
 
 
 def test_a_step_waits_until_somebody_makes_room(home: FaultyHome) -> None:
@@ -81,16 +81,16 @@ def test_a_step_waits_until_somebody_makes_room(home: FaultyHome) -> None:
 
 def test_no_room_for_the_state_itself(home: FaultyHome) -> None:
     """The database cannot be written: one line, exit code 75, and nothing is lost when there is room again."""
-    home.faults("faulty_file", "faulty_log", faulty={"spill": MiB})
-    home.resume("--config", home.config, "--set", "automation.steps=[faulty_file]")
+    home.faults("faulty_file", faulty={"spill": MiB}).begin()
     before = home.identities()
     filler = home.path / "filler"
     fill(filler)
     with pytest.raises(OSError) as full:
         (home.path / "one byte").write_bytes(b"1")
     assert full.value.errno == errno.ENOSPC
-    said = home.so8t("resume", "--new", "--config", home.config, expect=None)
-    assert said.returncode in (2, 75) and "the disk is full (0 bytes free)" in said.stdout + said.stderr
+    said = home.resume("--new", "--config", home.config, expect=75)
+    assert "the disk is full (0 bytes free); make room" in said
+    assert home.identities() == before
     filler.unlink()
     home.resume("--new", "--config", home.config)
-    assert home.run().state == "completed" and home.identities()["faulty_file"] == before["faulty_file"]
+    assert home.run().state == "completed" and home.identities() == before

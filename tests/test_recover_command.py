@@ -115,7 +115,8 @@ def test_a_recovered_step_is_not_stale(stuck: Stage) -> None:
     with stuck.handle() as handle:
         step = next(step for step in handle.steps if step.name == "training")
         with handle.fenced() as tx:
-            tx.add_artifact(handle.run.id, "training", 9, "runs/x", "f" * 64, {}, handle.commits.settings_of(step, handle.values()))
+            read = handle.commits.settings_of(step, handle.values())
+            tx.add_artifact(handle.run.id, "training", 9, "runs/x", "f" * 64, {}, read)
         live = handle.commits.live(handle.run.id)
         file, own = handle.config.values, runs.overrides(handle.store, handle.run.id)
         assert [str(stale) for stale in runs.stale_steps(handle.run, live, file)] != []
@@ -246,3 +247,19 @@ def test_a_runner_killed_in_mid_recovery_is_finished_by_hand(stuck: Stage) -> No
     assert stuck.overrides()["training.batch_size"] == 4 and stuck.run().state == "out_of_memory"
     so8t(stuck, "recover", "--yes")
     assert stuck.overrides()["training.batch_size"] == 4 and stuck.run().state == "backing_off"
+
+
+def test_rules_that_break_while_nobody_looked_leave_the_shipped_ones(tmp_path: Path) -> None:
+    """They linted when the runner started; at the first failure the file of a moment ago is gone."""
+    from so8t_fsm.rulebook import Rulebook
+
+    own = tmp_path / "recovery_rules" / "mine.yaml"
+    own.parent.mkdir()
+    (tmp_path / "state").mkdir()
+    own.write_text(json.dumps({"version": 1, "rules": [SHIPPED]}))
+    said: list[str] = []
+    assert Rulebook(tmp_path, said.append).current().rule("main-memory").max_attempts == 1  # type: ignore[union-attr]
+    book = Rulebook(tmp_path, said.append)
+    own.write_text("version: 1\nrulez: []\n")
+    assert book.current().rule("main-memory").max_attempts == 3  # type: ignore[union-attr]
+    assert book.current() is book.current() and len(said) == 1 and "the shipped ones answer" in said[0]

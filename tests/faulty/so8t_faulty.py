@@ -213,6 +213,20 @@ class Exit(Faulty):
         return "returned"
 
 
+class Gate(Faulty):
+    """Waits until its file of this attempt is taken away, then ends without a word."""
+
+    name, state = "faulty_gate", "evaluating"
+
+    def work(self, ctx: StepContext, faulty: FaultySettings) -> str:
+        gate = ctx.home / f"gate-{ctx.attempt}"
+        gate.touch()
+        while gate.exists():
+            ctx.stop_if_asked()
+            time.sleep(0.02)
+        os._exit(4)
+
+
 class Code(Faulty):
     """A fault in the code that depends on the moment: a key another thread has not written yet."""
 
