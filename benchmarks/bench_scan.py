@@ -14,7 +14,7 @@ from pathlib import Path
 
 from _common import ROOT, place, show
 
-CALM = "2026-11-22 10:00:{s:02d}.123Z [training#1] INFO so8t.train: step {n} of 9000000, lr 1e-05, 4321 tokens/s, 9.8 GiB in use\n"
+CALM = "2026-11-22 10:00:{s:02d}.123Z [training#1] step {n} of 9000000, lr 1e-05, 4321 tokens/s, 9.8 GiB in use\n"
 ERROR = "2026-11-22 10:59:59.123Z [training#1] torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n"
 NEEDLE = "CUDA out of memory"
 TEXTS = (

@@ -16,6 +16,7 @@ from typing import Any
 
 from so8t_fsm import events, host
 from so8t_fsm.child import EXIT_DONE, EXIT_STOPPED
+from so8t_fsm.tokens import conceal_all
 
 ENVIRONMENT = {
     # Nothing leaves the machine on its own account.
@@ -26,6 +27,8 @@ ENVIRONMENT = {
 }
 REMEMBERED_LINES = 1000
 """How much of a child's output is looked through for the cause when it fails."""
+LONGEST_RECORD = 8000
+"""Characters of any one text in an exception's record that are kept."""
 LINGER = 3.0
 """Seconds to wait for the pipes to close after the child's end: a grandchild may hold them open."""
 
@@ -120,7 +123,7 @@ class Attempt:
         elif kind == "stopped":
             self._said_stopped = True
         elif kind == "exception":
-            self._exception = record.get("exception")
+            self._exception = conceal_all(record.get("exception"), LONGEST_RECORD)
 
     def last_lines(self) -> list[tuple[int, float, str]]:
         """The end of what the child printed: number, time and text of each line."""

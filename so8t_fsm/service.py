@@ -25,6 +25,7 @@ from so8t_fsm.statedir import explain, open_state
 from so8t_fsm.states import WORKING, Facts, Plan, Refused, plan
 from so8t_fsm.store import Fenced, Run, StateFull, Store, is_damage, is_disk_trouble
 from so8t_fsm.supervisor import EXIT_OK, EXIT_PERSON, EXIT_STOPPED, Supervisor
+from so8t_fsm.tokens import conceal
 
 LEASE_SECONDS = 30.0
 DEFAULT_CONFIG = "configs/complete_so8t_pipeline.yaml"
@@ -385,6 +386,6 @@ def open_log(directory: Path, run: Run, snapshot: config.Config) -> tuple[Callab
     handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk must not stop the run
 
     def write(line: str) -> None:
-        handler.handle(logging.makeLogRecord({"msg": line, "levelno": logging.INFO, "levelname": "INFO"}))
+        handler.handle(logging.makeLogRecord({"msg": conceal(line), "levelno": logging.INFO, "levelname": "INFO"}))
 
     return write, handler.close

@@ -234,7 +234,10 @@ class Tx:
         )
 
     def count_failure(self, run_id: str, key: str, reached: float | None = None) -> int:
-        """Add one failure without progress to a ledger (``<step>/<what is counted>``), remembering how far the work had come.  Returns the count."""
+        """Add one failure without progress to a ledger (``<step>/<what is counted>``).  Returns the count.
+
+        ``reached`` is how far the work had come: only what goes further will count as progress.
+        """
         row = self.connection.execute(
             sa.select(ledger.c.failures, ledger.c.position).where(ledger.c.run_id == run_id, ledger.c.key == key)
         ).first()

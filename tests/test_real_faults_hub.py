@@ -26,7 +26,7 @@ def home(tmp_path: Path, hub: HubStub) -> FaultyHome:
         "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "hf_good", "HF_HUB_DOWNLOAD_TIMEOUT": "1",
         "HF_HUB_ETAG_TIMEOUT": "1", "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }
-    return FaultyHome(tmp_path / "home", environment).faults("faulty_hub")
+    return FaultyHome(tmp_path / "home", environment=environment).faults("faulty_hub")
 
 
 def test_outages_are_waited_out(home: FaultyHome, hub: HubStub) -> None:

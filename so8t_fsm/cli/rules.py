@@ -97,7 +97,10 @@ def _show(incident: dict[str, Any]) -> None:
 
 @click.group()
 def rules() -> None:
-    """Check, try and understand the recovery rules."""
+    """Check, try and understand the recovery rules.
+
+    Example: so8t rules explain cuda-out-of-memory
+    """
 
 
 @rules.command()

@@ -64,7 +64,7 @@ class Worker(Memory):
     name, fits = "faulty_worker", 2
 
     def take(self, size: int, limit: int, faulty: FaultySettings) -> None:
-        code = "import sys, resource as r, so8t_faulty_memory as m; m.limit_address_space(int(sys.argv[2])); bytes(int(sys.argv[1]))"
+        code = "import sys, so8t_faulty_memory as m; m.limit_address_space(int(sys.argv[2])); bytes(int(sys.argv[1]))"
         subprocess.run([sys.executable, "-c", code, str(size), str(limit)], check=True)
 
 
