@@ -69,7 +69,13 @@ class PlainLines:
         tenth = int(10 * done / total)
         if (step, tenth) != self._told:
             self._told = (step, tenth)
-            self.say(f"{'':<21} {step} {done:g}/{total:g} {progress.get('unit') or ''} {progress.get('note') or ''}".rstrip())
+            words = f"{amount(done)}/{amount(total)} {progress.get('unit') or ''} {progress.get('note') or ''}"
+            self.say(f"{'':<21} {step} {words}".rstrip())
+
+
+def amount(value: float) -> str:
+    """A count as people write it: ``0.5``, ``12``, ``26,768,200``."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:g}"
 
 
 class Terminal:
