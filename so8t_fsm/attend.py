@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
-from so8t_fsm import artifacts, events, host, resources, views
+from so8t_fsm import artifacts, events, host, journal, resources, views
 from so8t_fsm.answer import close_incidents, diagnose, observe_progress, open_incident
 from so8t_fsm.attempt import Attempt, Outcome
 from so8t_fsm.commands import pending
@@ -37,6 +37,7 @@ class Attendance:
     step: type[Step]
     _asked_at: float = 0.0
     _probed_at: float = 0.0
+    _short: set[str] = field(default_factory=set)
     _values: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -138,15 +139,20 @@ class Attendance:
             running.ask_to_stop(f"{waiting[0].kind} by {waiting[0].operator}", self.handle.config.automation.stop_grace)
 
     def _probe(self) -> None:
-        """Measure while the step runs; a shortage is said, and answered when the step fails of it."""
+        """Measure while the step runs; a shortage is an event, and is answered when the step fails of it."""
         settings = self.handle.config.resources
         if time.monotonic() - self._probed_at < settings.probe_interval:
             return
         self._probed_at = time.monotonic()
         needs = self.step().needs(self.handle.config.values, self.handle.home, self.folder)
-        for finding in resources.probe(needs, resources.Limits(min_free_disk=settings.min_free_disk // 4)):
-            if finding.short:
-                self.handle.log(f"WARNING {finding.message}")
+        findings = resources.probe(needs, resources.Limits(min_free_disk=settings.min_free_disk // 4))
+        short = {finding.kind: finding.message for finding in findings if finding.short}
+        for kind in short.keys() - self._short:
+            self.handle.log(f"WARNING {short[kind]}")
+            seen = events.Event("probe", self.step.name, self.handle.run.attempt, short[kind], at=time.time())
+            with self.handle.fenced() as tx:
+                journal.add_event(tx.connection, self.handle.run.id, seen)
+        self._short = set(short)
 
     def _checkpoint(self, record: dict[str, Any]) -> None:
         handle, name = self.handle, self.step.name

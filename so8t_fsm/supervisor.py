@@ -8,11 +8,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from so8t_fsm import resources, views
+from so8t_fsm import journal, resources, views
 from so8t_fsm.answer import Answer
 from so8t_fsm.attend import Attendance
 from so8t_fsm.commands import Request, finish, pending
 from so8t_fsm.commits import Artifact
+from so8t_fsm.events import Event
 from so8t_fsm.handle import RunHandle
 from so8t_fsm.states import FAILURES, WORKING
 from so8t_fsm.step import Step
@@ -172,5 +173,7 @@ class Supervisor:
         live = handle.commits.live(handle.run.id)
         with handle.fenced() as tx:
             handle.run, outcome = finish(tx, handle.run, handle.steps, request, live)
+            said = f"{request.kind} by {request.operator}: {request.reason}"
+            journal.add_event(tx.connection, handle.run.id, Event("operator", handle.run.step, text=said, at=time.time()))
         handle.log(f"{request.kind} by {request.operator} ({request.reason}): {outcome}")
         handle.reporter.entered(handle.run, f"{request.kind} by {request.operator}: {request.reason}")
