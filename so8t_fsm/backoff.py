@@ -10,4 +10,4 @@ def delay(failures: int, initial: float, longest: float) -> float:
     ``initial`` of jitter, at most ``longest``."""
     state = RetryCallState(Retrying(), None, (), {})
     state.attempt_number = failures
-    return wait_exponential_jitter(initial=initial, max=longest, jitter=initial)(state)
+    return wait_exponential_jitter(multiplier=initial, max=longest, jitter=initial)(state)

@@ -71,6 +71,20 @@ def sections(names: Sequence[str] | None = None) -> Mapping[str, type[Settings]]
     return {**result, **MACHINE_SECTIONS}
 
 
+def working_states() -> dict[str, str]:
+    """The working state of every name that a rule may call a step by: a state's own name, or an installed step's.
+
+    A step that does not load is known by its name alone.
+    """
+    states = {state: state for state in WORKING}
+    for name in installed():
+        try:
+            states.setdefault(name, step_class(name).state)
+        except StepUnknown:
+            states.setdefault(name, "")
+    return states
+
+
 def _place(name: str) -> tuple[int, str]:
     return (WORKING.index(name) if name in WORKING else len(WORKING), name)
 

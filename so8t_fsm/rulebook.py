@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from so8t_fsm import __version__
+from so8t_fsm import __version__, registry
 from so8t_fsm.rules.load import RulesError, layers_of, load_rules
 
 if TYPE_CHECKING:
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 CHECKED = "rules-checked"
 """Below ``state/``: the hash of the files that last linted, so that a start need not read them all again."""
+
+
+def _load(home: Path | None) -> RuleSet:
+    return load_rules(layers_of(home), steps=registry.working_states())
 
 
 class Rulebook:
@@ -37,7 +41,7 @@ class Rulebook:
         except (OSError, ValueError):
             known = False
         if not known:
-            self._rules = load_rules(layers_of(home))
+            self._rules = _load(home)
             with contextlib.suppress(OSError):  # only a shortcut is lost
                 mark.write_text(digest, encoding="ascii")
 
@@ -66,14 +70,14 @@ class Rulebook:
         if self._rules is None:
             self._seen = signature
             try:
-                self._rules = load_rules(layers_of(self._home))
+                self._rules = _load(self._home)
             except RulesError as error:
                 self._say(f"the recovery rules were changed but do not lint, the shipped ones answer: {error}")
-                self._rules = load_rules(layers_of(None))
+                self._rules = _load(None)
         if signature != self._seen:
             self._seen = signature
             try:
-                fresh = load_rules(layers_of(self._home))
+                fresh = _load(self._home)
             except RulesError as error:
                 self._say(f"the recovery rules were changed but do not lint, the old ones stay: {error}")
             else:

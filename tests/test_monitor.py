@@ -23,8 +23,8 @@ from click.testing import CliRunner
 from conftest import Home, wait_for
 
 from so8t_fsm import journal, rulebook, schema
+from so8t_fsm.cli import cli
 from so8t_fsm.cli.monitor import facts
-from so8t_fsm.cli.monitor import monitor as command
 from so8t_fsm.events import Event, describe, exception_event
 from so8t_fsm.journal import Kept
 from so8t_fsm.monitor import QUIET, Monitor
@@ -60,7 +60,7 @@ class Heard:
 @pytest.fixture(autouse=True)
 def rules_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading the YAML takes longer than all the rest."""
-    monkeypatch.setattr(rulebook, "load_rules", lambda layers: shipped_rules())
+    monkeypatch.setattr(rulebook, "load_rules", lambda layers, **_: shipped_rules())
 
 
 @functools.cache
@@ -368,13 +368,14 @@ def test_blindness_is_never_health(home: Home) -> None:
 def test_intervals(home: Home, interval: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[float] = []
     monkeypatch.setattr(Monitor, "once", lambda self: given.append(self.interval) or [])
-    done = CliRunner().invoke(command, ["--once", "--interval", interval], obj=home.path, catch_exceptions=False)
+    done = CliRunner().invoke(
+        cli, ["--home", str(home.path), "monitor", "--once", "--interval", interval], catch_exceptions=False)
     assert given == [seconds] and done.exit_code == 0
 
 
 @pytest.mark.parametrize("interval", ["soon", "0s", "-5m", "2d"])
 def test_intervals_that_are_none(home: Home, interval: str) -> None:
-    done = CliRunner().invoke(command, ["--once", "--interval", interval], obj=home.path)
+    done = CliRunner().invoke(cli, ["--home", str(home.path), "monitor", "--once", "--interval", interval])
     assert done.exit_code == 2 and "--interval" in done.stderr
     assert not home.database.exists()
 

@@ -22,6 +22,7 @@ rules:
   - id: unknown
     title: As often as it takes
     state: crashed
+    on: {steps: [faulty_gate]}
     match:
       end: {exit_code: {ne: 0}}
     then: [restart_step]
@@ -29,7 +30,7 @@ rules:
     backoff: {initial: 10ms, max: 10ms}
     escalate: {to: needs_attention, notify: [critical]}
     tests:
-      - {name: an exit code, given: {exit_code: 4}, expect: {rule: unknown}}
+      - {name: an exit code, given: {step: faulty_gate, exit_code: 4}, expect: {rule: unknown}}
 """
 
 
@@ -76,7 +77,7 @@ def test_rules_that_change_while_a_run_lives_by_them(home: FaultyHome, told: tup
     said = finish(runner, expect=78, seconds=60)
     assert "the recovery rules were changed:" in said
     (refused,) = [line for line in said.splitlines() if "do not lint, the old ones stay" in line]
-    assert "50-mine.yaml:9" in refused and "did you mean 'restart_step'" in refused
+    assert "50-mine.yaml:10" in refused and "did you mean 'restart_step'" in refused
     assert home.told() == [("faulty_gate", "crashed", "unknown")] * 3
     assert [row["status"] for row in home.incidents()] == ["escalated"] * 3
     assert home.recoveries() == 2

@@ -209,7 +209,7 @@ def by_hand(stage: Stage) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_at_every_point_by_hand(stuck: Stage, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once begun it is only brought to its end: the batch is halved once, whoever was killed how often."""
-    monkeypatch.setattr("so8t_fsm.rulebook.load_rules", lambda layers: stuck.rules)
+    monkeypatch.setattr("so8t_fsm.rulebook.load_rules", lambda layers, **_: stuck.rules)
     calm = copied(stuck, folder / "home")
     names = points_of(calm, by_hand)
     expected = outcome(calm)

@@ -16,7 +16,8 @@ from so8t_fsm.incidents import Incident, arbitrate
 from so8t_fsm.rules import RulesError, load_rules, match
 from so8t_fsm.rules.conditions import Condition, ConditionError, parse
 from so8t_fsm.rules.decide import Ledgers, decide
-from so8t_fsm.rules.load import packaged_directory
+from so8t_fsm.rules.load import OWN_STEPS, packaged_directory
+from so8t_fsm.rules.match import matches
 from so8t_fsm.rules.model import Action, Backoff, Escalate, Limits, Rule, RuleSet, Selection
 from so8t_fsm.rules.scan import scan
 from so8t_fsm.rules.selftest import run_tests
@@ -335,6 +336,25 @@ def test_a_rule_with_the_same_id_replaces_whole_and_keeps_its_place(tmp_path: Pa
     assert both.hash != load_rules([packaged]).hash == load_rules([packaged]).hash
 
 
+def test_a_rule_about_a_state_holds_for_every_step_that_works_in_it(tmp_path: Path) -> None:
+    """A third party's training step is training; a rule may also name the step itself."""
+    steps = {**OWN_STEPS, "distil": "training", "translate": "preprocessing"}
+    text = "version: 1\nrules:\n" + "".join(
+        f"  - {{id: on-{name}, title: On {name}, state: stalled, on: {{steps: [{name}]}}, "
+        "match: {ink: {message|contains: 'no ink'}}}\n" for name in ("distil", "training"))
+    (tmp_path / "x.yaml").write_text(text)
+    rules = load_rules([tmp_path], steps=steps)
+
+    def seen(step: str | None) -> list[str]:
+        return [found.rule.id for found in matches(rules, Event("log", step, text="no ink"))]
+
+    assert seen("distil") == ["on-distil", "on-training"]
+    assert seen("training") == ["on-training"] and seen("translate") == []
+    assert seen(None) == ["on-distil", "on-training"]  # a foreign log does not say
+    with pytest.raises(RulesError, match="unknown step 'distil'"):
+        load_rules([tmp_path])
+
+
 def test_a_missing_directory_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(RulesError, match="no such file or directory"):
         load_rules([tmp_path / "nowhere"])
@@ -385,10 +405,10 @@ def run(*args: str, home: Path | None = None) -> tuple[int, str, str]:
     import click
     from click.testing import CliRunner
 
-    from so8t_fsm.cli import rules as commands
+    from so8t_fsm.cli import cli
 
-    group = click.Group("so8t", commands={"rules": commands.rules, "scan": commands.scan})
-    result = CliRunner().invoke(group, args, obj=home, standalone_mode=False)
+    where = ("--home", str(home)) if home is not None else ()
+    result = CliRunner().invoke(cli, [*where, *args], standalone_mode=False)
     code = result.exit_code
     if isinstance(result.exception, click.ClickException):
         return result.exception.exit_code, result.stdout, result.exception.format_message()

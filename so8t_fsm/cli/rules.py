@@ -9,6 +9,7 @@ from typing import IO, Any
 
 import click
 
+from so8t_fsm import registry
 from so8t_fsm.cli.common import EXIT_USAGE, emit, find_home
 from so8t_fsm.located import ConfigError, parse_value
 from so8t_fsm.rules.load import PACKAGED, RulesError, layers_of, load_rules
@@ -16,14 +17,6 @@ from so8t_fsm.rules.model import Rule, RuleSet
 
 EXIT_FOUND = 1
 SEVERITY_COLOURS = {"critical": "red", "warning": "yellow", "info": "cyan"}
-
-
-def steps() -> tuple[str, ...]:
-    """The names of the steps that are installed, those of other packages included."""
-    from so8t_fsm import registry
-    from so8t_fsm.settings import STEPS
-
-    return tuple(dict.fromkeys((*STEPS, *registry.installed())))
 
 
 def _layers(ctx: click.Context, paths: tuple[Path, ...]) -> list[tuple[str, Path]]:
@@ -41,7 +34,7 @@ def _layers(ctx: click.Context, paths: tuple[Path, ...]) -> list[tuple[str, Path
 def _load(ctx: click.Context) -> RuleSet:
     """The rules, or all that is wrong with them and exit code 2."""
     try:
-        return load_rules(_layers(ctx, ()), steps=steps())
+        return load_rules(_layers(ctx, ()), steps=registry.working_states())
     except RulesError as error:
         for line in error.all:
             click.echo(f"so8t: {line}", err=True)
@@ -120,7 +113,7 @@ def lint(ctx: click.Context, paths: tuple[Path, ...], as_json: bool) -> int:
     notes: list[str] = []
     count = 0
     try:
-        rule_set = load_rules(_with_packaged(_layers(ctx, paths)), steps=steps())
+        rule_set = load_rules(_with_packaged(_layers(ctx, paths)), steps=registry.working_states())
         count = sum(1 for rule in rule_set.rules if not paths or rule.layer == "named")
         notes = [f"{rule.where}: '{rule.id}' has no text that every match must hold; scans of large logs get slow"
                  for rule in slow_rules(rule_set)]
@@ -162,7 +155,7 @@ def test(ctx: click.Context, paths: tuple[Path, ...], as_json: bool) -> int:
     from so8t_fsm.rules.selftest import run_tests
 
     try:
-        rule_set = load_rules(_with_packaged(_layers(ctx, paths)), steps=steps())
+        rule_set = load_rules(_with_packaged(_layers(ctx, paths)), steps=registry.working_states())
     except RulesError as error:
         for line in error.all:
             click.echo(f"so8t: {line}", err=True)

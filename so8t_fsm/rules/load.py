@@ -7,7 +7,7 @@ rule with the ``id`` of an earlier layer's takes that rule's place and replaces 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from so8t_fsm.rules.examples import read_tests
 from so8t_fsm.rules.gates import gate
 from so8t_fsm.rules.model import Backoff, Escalate, Limits, Rule, RuleSet
 from so8t_fsm.rules.schema import FILE_KEYS, LimitsModel, Reader, RuleModel
-from so8t_fsm.settings import STEPS
+from so8t_fsm.states import WORKING
 
 PACKAGE = Path(__file__).resolve().parents[1]
 VERSION = 1
+OWN_STEPS = {state: state for state in WORKING}
+"""Each shipped step is called what the state is called that it works in."""
 PACKAGED, HOME = "packaged", "home"
 
 
@@ -45,12 +47,13 @@ def layers_of(home: Path | None) -> list[tuple[str, Path]]:
 
 
 def load_rules(directories: Iterable[tuple[str, Path]] | Iterable[Path], *,
-               steps: Iterable[str] = STEPS) -> RuleSet:
+               steps: Mapping[str, str] = OWN_STEPS) -> RuleSet:
     """Read every ``*.yaml`` below the directories (a file may stand for a directory).
 
     Args:
         directories: layers, earliest first, as ``(name, path)`` or paths.
-        steps: the names that ``on: {steps: …}`` may hold.
+        steps: the names that ``on: {steps: …}`` may hold, each with the state that the step works in.  A rule about a
+            state holds for every step that works in it.
 
     Raises:
         RulesError: a file, a key, a value, an expression or a pattern is wrong; all problems of all files at once.
@@ -62,7 +65,7 @@ def load_rules(directories: Iterable[tuple[str, Path]] | Iterable[Path], *,
     ranks: dict[str, int] = {}
     limits: tuple[int, Limits] = (-1, Limits())
     problems: list[str] = []
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(repr(sorted(steps.items())).encode())
     read: list[tuple[str, str]] = []
     for _name, rank, layer, path in sorted(files, key=lambda entry: entry[:2]):
         try:
@@ -72,7 +75,7 @@ def load_rules(directories: Iterable[tuple[str, Path]] | Iterable[Path], *,
             problems += error.all
             continue
         read.append((layer, path.as_posix()))
-        found, own_limits, wrong = _read_file(located, layer, tuple(steps))
+        found, own_limits, wrong = _read_file(located, layer, steps)
         problems += wrong
         for rule in found:
             other = rules.get(rule.id)
@@ -106,7 +109,7 @@ def _unknown_expectations(rules: dict[str, Rule]) -> list[str]:
             for rule in rules.values() for test in rule.tests if test.expect is not None and test.expect not in rules]
 
 
-def _read_file(located: Located, layer: str, steps: tuple[str, ...]) -> tuple[list[Rule], Limits | None, list[str]]:
+def _read_file(located: Located, layer: str, steps: Mapping[str, str]) -> tuple[list[Rule], Limits | None, list[str]]:
     reader = Reader(located)
     top = reader.keys(located.value, (), FILE_KEYS, "a rule file")
     if "version" not in top:
@@ -129,7 +132,7 @@ def _read_file(located: Located, layer: str, steps: tuple[str, ...]) -> tuple[li
     return rules, limits, reader.problems
 
 
-def _read_rule(reader: Reader, value: Any, path: KeyPath, layer: str, steps: tuple[str, ...]) -> Rule | None:
+def _read_rule(reader: Reader, value: Any, path: KeyPath, layer: str, steps: Mapping[str, str]) -> Rule | None:
     before = len(reader.problems)
     plain: RuleModel | None = reader.model(RuleModel, value, path)
     if not isinstance(value, dict):
@@ -137,7 +140,7 @@ def _read_rule(reader: Reader, value: Any, path: KeyPath, layer: str, steps: tup
     selections, condition, text = reader.match(value["match"], (*path, "match")) if "match" in value else ({}, None, "")
     when = reader.when(value.get("when"), (*path, "when"))
     then = reader.actions(value.get("then"), (*path, "then"))
-    tests = read_tests(reader, value.get("tests"), (*path, "tests"), str(value.get("id", "")), steps)
+    tests = read_tests(reader, value.get("tests"), (*path, "tests"), str(value.get("id", "")), tuple(steps))
     if plain is not None:
         for i, name in enumerate(plain.on.steps):
             if name not in steps:
@@ -147,10 +150,15 @@ def _read_rule(reader: Reader, value: Any, path: KeyPath, layer: str, steps: tup
         return None
     rule = Rule(
         plain.id, " ".join(plain.title.split()), plain.state, plain.severity, plain.status, frozenset(plain.on.source),
-        frozenset(plain.on.steps), selections, condition, text, plain.role, when, then, plain.max_attempts,
+        _working_in(plain.on.steps, steps), selections, condition, text, plain.role, when, then, plain.max_attempts,
         Backoff(**plain.backoff.model_dump()), plain.reset_after, Escalate(plain.escalate.to, plain.escalate.notify),
         " ".join(plain.explain.split()), plain.references, tests, reader.located.at(path), layer)
     return replace(rule, gate=gate(rule))
+
+
+def _working_in(named: Iterable[str], steps: Mapping[str, str]) -> frozenset[str]:
+    """The steps that are named, and those that work in a state that is named: a third party's training is training."""
+    return frozenset(named) | {step for step, state in steps.items() if state in named}
 
 
 def _agree(reader: Reader, plain: RuleModel, then: tuple[Any, ...], path: KeyPath) -> None:

@@ -45,7 +45,8 @@ class OnModel(Settings):
 
     source: Annotated[tuple[Source, ...], BeforeValidator(_listed)] = Field(
         default=SOURCES, min_length=1, description="Where the event comes from.")
-    steps: Texts = Field(default=(), description="In which steps; none named means in all.")
+    steps: Texts = Field(
+        default=(), description="In which steps, by their names or the states they work in; none named means in all.")
 
 
 class BackoffModel(Settings):

@@ -173,7 +173,7 @@ def _import_everything() -> None:
     registry.sections(["toy_collect", "toy_preprocess", "toy_train"])
     # The homes of a sweep bring no rules of their own: the packaged ones are read once for all of them.
     packaged = rulebook.load_rules(rulebook.layers_of(None))
-    rulebook.load_rules = lambda layers: packaged  # type: ignore[assignment]
+    rulebook.load_rules = lambda layers, **_: packaged  # type: ignore[assignment]
 
 
 if __name__ == "__main__":
