@@ -149,21 +149,29 @@ class Loss(Faulty):
 
 
 class Device(Faulty):
-    """Fails as torch does when a CUDA context has died.
-
-    There is no GPU where the tests run, so the error is raised here; its class and its words are torch's own.
-    """
+    """Asks the GPU's driver how much memory is free, through NVIDIA's own client."""
 
     name, state = "faulty_device", "training"
 
     def work(self, ctx: StepContext, faulty: FaultySettings) -> str:
+        import pynvml
+
+        pynvml.nvmlInit()
+        try:
+            return f"{pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).free >> 30} GiB are free"
+        finally:
+            pynvml.nvmlShutdown()
+
+
+class NoCuda(Faulty):
+    """Wants torch to compute on a GPU, which a build for CPUs refuses."""
+
+    name, state = "faulty_no_cuda", "training"
+
+    def work(self, ctx: StepContext, faulty: FaultySettings) -> str:
         import torch
 
-        if ctx.attempt == 1:
-            raise torch.AcceleratorError(
-                "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be asynchronously "
-                "reported at some other API call, so the stacktrace below might be incorrect.")
-        return "a fresh process"
+        return f"{torch.ones(2, device='cuda').sum().item():g} on the GPU"
 
 
 class Program(Faulty):
