@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,12 +42,17 @@ def diagnose(handle: RunHandle, seen: Sequence[Event], failure: Failure) -> Diag
     return Diagnosis(found.state, found.event.text.strip().splitlines()[0][:500], found)
 
 
-def open_incident(tx: Tx, handle: RunHandle, seen: Sequence[Event], diagnosis: Diagnosis) -> int:
-    """Write the incident of the attempt that just failed, and what speaks of it.  Returns its number."""
+def open_incident(tx: Tx, handle: RunHandle, seen: Sequence[Event], diagnosis: Diagnosis,
+                  stored: Collection[Event] = ()) -> int:
+    """Write the incident of the attempt that just failed, and what speaks of it.  Returns its number.
+
+    Of what the child printed only the evidence is kept, the rest is in its log.  ``stored`` was kept when it was seen.
+    """
     found, run = diagnosis.incident, handle.run
     evidence = {id(event) for _, event in found.evidence} | {id(found.event)} if found else set()
+    known = {id(event) for event in stored}
     for event in seen:
-        if event.source != "log" or id(event) in evidence:
+        if id(event) not in known and (event.source != "log" or event.file is not None or id(event) in evidence):
             journal.add_event(tx.connection, run.id, event)
     return journal.open_incident(
         tx.connection, run.id, run.step, run.attempt, state=diagnosis.state, rule=found.rule if found else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,9 @@ class Attendance:
     step: type[Step]
     _asked_at: float = 0.0
     _probed_at: float = 0.0
-    _short: set[str] = field(default_factory=set)
+    _short: dict[str, events.Event] = field(default_factory=dict)
     _values: dict[str, Any] = field(default_factory=dict)
+    _stored: list[events.Event] = field(default_factory=list)
 
     @property
     def folder(self) -> Path:
@@ -75,6 +76,7 @@ class Attendance:
             with handle.fenced() as tx:
                 tx.update_attempt(handle.run.id, name, n, pid=running.child.pid, pid_started=running.child.started,
                                   host=host.host_name())
+            handle.ears.attend(name, n)
             outcome = self._attend(running)
         except BaseException:
             running.kill()
@@ -119,6 +121,7 @@ class Attendance:
             handle.reporter.progress(self.step.name, running.progress)
             handle.beat(running.progress)
             self._probe()
+            self._listen()
             if handle.signals.requested:
                 running.ask_to_stop(handle.signals.requested, automation.stop_grace)
                 if handle.signals.count > 1:
@@ -139,20 +142,45 @@ class Attendance:
             running.ask_to_stop(f"{waiting[0].kind} by {waiting[0].operator}", self.handle.config.automation.stop_grace)
 
     def _probe(self) -> None:
-        """Measure while the step runs; a shortage is an event, and is answered when the step fails of it."""
-        settings = self.handle.config.resources
-        if time.monotonic() - self._probed_at < settings.probe_interval:
+        """Measure while the step runs.  A shortage is an event, stored when it begins; when the step fails, what is
+        short then speaks with the other events of the attempt."""
+        if time.monotonic() - self._probed_at < self.handle.config.resources.probe_interval:
             return
         self._probed_at = time.monotonic()
-        needs = self.step().needs(self.handle.config.values, self.handle.home, self.folder)
-        findings = resources.probe(needs, resources.Limits(min_free_disk=settings.min_free_disk // 4))
-        short = {finding.kind: finding.message for finding in findings if finding.short}
-        for kind in short.keys() - self._short:
-            self.handle.log(f"WARNING {short[kind]}")
-            seen = events.Event("probe", self.step.name, self.handle.run.attempt, short[kind], at=time.time())
+        short = self._measured()
+        for kind in short.keys() - self._short.keys():
+            self.handle.log(f"WARNING {short[kind].text}")
+            self._store([short[kind]])
+        self._short = short
+
+    def _listen(self) -> None:
+        """Take in what other programs write; who can't hear says so, since silence is no good sign then."""
+        ears = self.handle.ears
+        if heard := ears.listen():
+            self._store(heard)
+        if ears.told != (ears.blind, ears.way):
+            if ears.blind is not None:
+                self.handle.log(f"WARNING blind for what other programs log: {ears.blind}")
+            ears.told = (ears.blind, ears.way)
             with self.handle.fenced() as tx:
-                journal.add_event(tx.connection, self.handle.run.id, seen)
-        self._short = set(short)
+                journal.note_watcher(tx.connection, "runner", ears.way, ears.blind)
+
+    def _store(self, seen: list[events.Event]) -> None:
+        with self.handle.fenced() as tx:
+            for event in seen:
+                journal.add_event(tx.connection, self.handle.run.id, event)
+        self._stored += seen
+
+    def _measured(self, over: bool = False) -> dict[str, events.Event]:
+        """What is short now, by its kind.  When the step is over, GPU memory that is still taken is taken by others."""
+        settings = self.handle.config.resources
+        needs = self.step().needs(self.handle.config.values, self.handle.home, self.folder)
+        if over:
+            needs = replace(needs, network=())  # to connect takes time, and who failed of it has said so
+        findings = resources.probe(needs, resources.Limits(
+            settings.min_free_disk // 4, settings.min_ram // 4, needs.vram if over else 0))
+        return {finding.kind: events.Event("probe", self.step.name, self.handle.run.attempt, finding.message, at=time.time())
+                for finding in findings if finding.short}
 
     def _checkpoint(self, record: dict[str, Any]) -> None:
         handle, name = self.handle, self.step.name
@@ -176,16 +204,16 @@ class Attendance:
             except artifacts.Damaged as error:
                 failure = events.Failure("crashed", f"what {self.step.name} staged does not verify: {error}")
         if failure is not None:
-            current = handle.run
+            current, seen = handle.run, self._seen(failure, running)
             try:
-                self._failed(failure, running)
+                self._failed(failure, running, seen)
             except SQLAlchemyError as error:
                 if not is_full(error):
                     raise
                 # What the attempt staged is worthless, and most often it is what fills the disk.
                 handle.run = current
                 handle.commits.sweep(current, self.step.name)
-                self._failed(failure, running)
+                self._failed(failure, running, seen)
             return
         reason = running.stop_reason or "the step stopped by itself"
         handle.move("interrupt", f"stopped: {reason}", also=lambda tx: tx.close_attempt(
@@ -217,10 +245,9 @@ class Attendance:
         except (OSError, SQLAlchemyError, StateUnusable) as error:
             handle.log(f"WARNING no backup of the database was made: {error}")
 
-    def _failed(self, failure: events.Failure, running: Attempt) -> None:
+    def _failed(self, failure: events.Failure, running: Attempt, seen: list[events.Event]) -> None:
         """One incident for the attempt; the run enters the state it belongs to."""
         handle, name = self.handle, self.step.name
-        seen = self._seen(failure, running)
         diagnosis = diagnose(handle, seen, failure)
         incident = {**failure.to_json(), "state": diagnosis.state, "message": diagnosis.message, "step": name,
                     "attempt": handle.run.attempt, "at": time.time(),
@@ -231,7 +258,7 @@ class Attendance:
             tx.close_attempt(handle.run.id, name, handle.run.attempt, "failed", failure.message,
                              failure=failure.to_json(), progress=running.progress or None)
             incident["failures"] = tx.count_failure(handle.run.id, f"{name}/step", reached)
-            incident["id"] = open_incident(tx, handle, seen, diagnosis)
+            incident["id"] = open_incident(tx, handle, seen, diagnosis, self._stored)
 
         handle.move(f"fail_{diagnosis.state}", diagnosis.message, also=rows, incident=incident)
         write_incident(handle.home / handle.config.logging.directory, handle.run, incident)
@@ -240,6 +267,10 @@ class Attendance:
         """What every source says of the attempt that just ended."""
         name, n, at = self.step.name, self.handle.run.attempt, time.time()
         seen = [events.Event("log", name, n, text, at=seen_at, line=number) for number, seen_at, text in running.last_lines()]
+        self.handle.ears.listen(last=True)
+        seen += self.handle.ears.heard
+        # A child that ran out of memory has given it back by now: what was short when it was last looked at counts too.
+        seen += {**self._short, **self._measured(over=True)}.values()
         if failure.exception is not None:
             seen.append(events.exception_event(failure.exception, name, n, at))
         if failure.state == "stalled":

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from so8t_fsm import host, registry, runs, stopping
 from so8t_fsm.commits import Commits
 from so8t_fsm.config import Config
+from so8t_fsm.ears import Ears
 from so8t_fsm.holder import own_identity
 from so8t_fsm.lease import Lease
 from so8t_fsm.rulebook import Rulebook
@@ -43,6 +44,7 @@ class RunHandle:
         notify: severity, title, body; to whoever the configuration names.
         rules: the recovery rules as they are now.
         observe_only: failures are diagnosed and answers decided, but no action is done.
+        ears: what other programs write into the logs while a step runs.
     """
 
     store: Store
@@ -59,11 +61,13 @@ class RunHandle:
     steps: list[type[Step]] = field(init=False)
     commits: Commits = field(init=False)
     who: str = field(init=False)
+    ears: Ears = field(init=False)
     _beat_at: float = 0.0
 
     def __post_init__(self) -> None:
         self.steps = registry.pipeline(self.run.steps)
         self.commits = Commits(self.store, self.home)
+        self.ears = Ears(self.home / self.config.logging.directory, self.rules.current)
         self.who = f"runner {own_identity()[0]}@{host.host_name()}"
 
     @property

@@ -2,7 +2,8 @@
 
 Roots beat confirmations, confirmations beat cascades.  Among equals the child's own exception speaks first, then the
 end of its process, then what was measured, and text last; among texts the earliest of the attempt's last minutes,
-because what came long before was evidently survived, and what follows the first is its consequence.
+because what came long before was evidently survived, and what follows the first is its consequence.  What a probe
+measured is one more witness: the shipped rules let it confirm, so it speaks where nobody names a root cause.
 """
 
 from __future__ import annotations

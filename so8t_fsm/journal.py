@@ -15,11 +15,13 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
+from so8t_fsm import host
 from so8t_fsm.events import Event
+from so8t_fsm.holder import own_identity
 from so8t_fsm.reader import Reader
 from so8t_fsm.schema import event as event_table
 from so8t_fsm.schema import incident as incident_table
-from so8t_fsm.schema import log_mark
+from so8t_fsm.schema import log_mark, watcher
 from so8t_fsm.tail import EDGE, Mark
 from so8t_fsm.tokens import conceal_all
 from so8t_fsm.tokens import storable as storable
@@ -246,6 +248,18 @@ def take_in(
     """
     save_marks(connection, place, before, after)
     return [add_event(connection, run_id, event) for run_id, event in events]
+
+
+# Watchers -----------------------------------------------------------------------------------------------------------
+
+
+def note_watcher(connection: sa.Connection, name: str, way: str, blind: str | None) -> None:
+    """This process watches the logs as ``name``, in that way; ``blind`` says why it sees nothing, if it does not."""
+    pid, started = own_identity()
+    at_home = (watcher.c.name == name, watcher.c.host == host.host_name())
+    connection.execute(sa.delete(watcher).where(*at_home))
+    connection.execute(sa.insert(watcher).values(
+        name=name, host=host.host_name(), pid=pid, pid_started=started, way=way, blind=blind, at=time.time()))
 
 
 # For showing --------------------------------------------------------------------------------------------------------

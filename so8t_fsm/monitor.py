@@ -30,10 +30,9 @@ from so8t_fsm.schema import attempt as attempt_table
 from so8t_fsm.schema import incident as incident_table
 from so8t_fsm.schema import run as run_table
 from so8t_fsm.store import Store, one_line
-from so8t_fsm.tail import Batch, Line, Logs, Mark, log_of
+from so8t_fsm.tail import OWN_LOG, Batch, Line, Logs, Mark, log_of
 from so8t_fsm.watcher import POLL_SECONDS, Watcher
 
-OWN_LOG = re.compile(r"complete_pipeline_(.+)\.log")
 STAMP = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}Z")
 TICK = 0.5
 SETTLED = 10.0
@@ -79,6 +78,7 @@ class Monitor:
         self.store, self.home, self.tell, self.interval = store, home, tell, interval
         self.blind: str | None = None
         self._way = ""
+        self._noted: tuple[str | None, str] | None = None
         self.directory = self._directory()
         inside = self.directory.is_relative_to(home)
         self.place = self.directory.relative_to(home).as_posix() if inside else self.directory.as_posix()
@@ -154,6 +154,13 @@ class Monitor:
         elif blind is None and way and (self.blind is not None or way != self._way):
             self._way = way
             self.tell.say("watching", f"watching {self.directory}: {way}")
+        if (blind, way) != self._noted:
+            self._noted = (blind, way)
+            try:
+                with self.store.write() as connection:
+                    journal.note_watcher(connection, "monitor", way, blind)
+            except SQLAlchemyError as error:
+                self.tell.say("blind", f"what was seen can't be stored: {one_line(error)}")
         self.blind = blind
 
     # -- reading ------------------------------------------------------------------------------------------------------

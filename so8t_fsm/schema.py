@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from so8t_fsm.states import STATES
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest migration this version knows; a test holds it against the migrations directory."""
 
 APPLICATION_ID = 0x534F3854  # "SO8T"
@@ -219,6 +219,18 @@ log_mark = sa.Table(
     sa.Column("line", sa.BigInteger, nullable=False),
     sa.Column("encoding", sa.String(16), nullable=False),
     sa.Column("updated_at", sa.Float, nullable=False),
+)
+
+watcher = sa.Table(
+    "watcher", metadata,
+    sa.Column("name", sa.String(16), nullable=False),
+    sa.Column("host", sa.String(255), nullable=False),
+    sa.Column("pid", sa.Integer, nullable=False),
+    sa.Column("pid_started", sa.Float, nullable=False),
+    sa.Column("way", sa.Text, nullable=False),
+    sa.Column("blind", sa.Text),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.PrimaryKeyConstraint("name", "host"),
 )
 
 

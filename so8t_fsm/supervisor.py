@@ -52,6 +52,8 @@ class Supervisor:
             if str(stopped):
                 self.handle.reporter.say(str(stopped))
             return stopped.code
+        finally:
+            self.handle.ears.close()
 
     def _one(self) -> None:
         run = self.handle.run

@@ -31,6 +31,8 @@ EDGE = 256
 HASH = 24
 RELISTS = 5
 
+OWN_LOG = re.compile(r"complete_pipeline_(.+)\.log")
+"""The log of a run, which the machine itself writes."""
 GENERATION = re.compile(
     r"(?P<log>.+?)"
     r"(?:\.(?P<number>\d{1,4})|[.-](?P<date>\d{4}-?\d\d-?\d\d(?:[T_-]?\d\d[-:]?\d\d(?:[-:]?\d\d)?)?))?", re.S)

@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from so8t_fsm import host
 from so8t_fsm.holder import Holder
-from so8t_fsm.reader import Reader
+from so8t_fsm.reader import Reader, Unreadable
 from so8t_fsm.states import FAILURES, PERSON
 
 LIVE = "SELECT * FROM artifact WHERE run_id = ? AND status = 'live'"
@@ -52,8 +53,25 @@ def picture(reader: Reader, run: dict[str, Any]) -> dict[str, Any]:
         "next_retry_at": iso(run["next_retry_at"]),
         "overrides": [{**row, "at": iso(row["at"])} for row in reader.rows(OVERRIDES, key)],
         "steps": [{"name": name, "status": _status(name, run, committed, alive)} for name in run["steps"]],
+        "watchers": _watchers(reader, held["host"] if held is not None and alive else None),
         "created_at": iso(run["created_at"]), "finished_at": iso(run["finished_at"]), "parent": run["parent"],
     }
+
+
+def _watchers(reader: Reader, running_on: str | None) -> list[dict[str, Any]]:
+    """Who watches the logs at this moment.  ``blind`` says why one that should see does not."""
+    try:
+        rows = reader.rows("SELECT * FROM watcher ORDER BY name, host")
+    except Unreadable:
+        return []  # written by an older version, which did not say
+
+    def there(row: dict[str, Any]) -> bool:
+        if row["host"] == host.host_name():
+            return host.alive(row["pid"], row["pid_started"])
+        return bool(row["name"] == "runner" and row["host"] == running_on)
+
+    return [{"name": row["name"], "way": row["way"], "blind": row["blind"], "since": iso(row["at"]), "host": row["host"]}
+            for row in rows if there(row)]
 
 
 def _status(name: str, run: dict[str, Any], committed: set[str], alive: bool) -> str:

@@ -197,7 +197,8 @@ def fail(handle: RunHandle, error: BaseException, *lines: str) -> None:
     except BaseException as raised:  # for its traceback
         record = events.describe(raised)
     failure = events.from_exception(record)
-    attend.Attendance(handle, handle.step)._failed(failure, Ended(lines))  # type: ignore[arg-type]
+    attendance, ended = attend.Attendance(handle, handle.step), Ended(lines)
+    attendance._failed(failure, ended, attendance._seen(failure, ended))  # type: ignore[arg-type]
 
 
 def files_below(folder: Path) -> dict[str, int]:

@@ -72,6 +72,15 @@ def test_old_checkpoints_make_room(writers: tuple[str, ...], home: FaultyHome) -
         assert (home.committed(writer) / "out.txt").read_text() == f"{writer} written\n"
 
 
+def test_what_was_measured_speaks_where_nobody_says_why(home: FaultyHome) -> None:
+    """Only an exit code is left of the step: that the disk was full when it ended is what a probe has to say."""
+    home.faults("faulty_mute", resources={"min_free_disk": "64KB"}).begin()
+    home.check_recovered([("faulty_mute", "disk_full", "disk-was-short")])
+    assert home.failed("faulty_mute")[0]["exit_code"] == 3
+    assert home.incidents()[0]["detail"]["message"].startswith("disk: ")
+    assert [row["text"] for row in home.rows(schema.event) if row["source"] == "probe"]
+
+
 def test_a_step_waits_until_somebody_makes_room(home: FaultyHome) -> None:
     """Where nothing disposable is left, the run waits, and goes on by itself when there is room."""
     home.faults("faulty_file", faulty={"spill": MiB}, resources={"min_free_disk": "2MiB"})

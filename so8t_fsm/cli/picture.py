@@ -56,6 +56,10 @@ def _notes(facts: dict[str, Any]) -> list[tuple[str, Text]]:
         notes.append(("incident", Text(f"{incident.get('state')}: {incident.get('message')}", style="red")))
         if incident.get("hint"):
             notes.append(("", Text(str(incident["hint"]))))
+    for seen in facts["watchers"]:
+        if seen["blind"] is not None:
+            notes.append(("blind", Text(f"the {seen['name']} does not see the logs, {_age(seen['since'])}: {seen['blind']}",
+                                        style="red")))
     if facts["next_retry_at"]:
         left = (datetime.fromisoformat(facts["next_retry_at"]) - datetime.now(UTC)).total_seconds()
         notes.append(("next try", Text(f"in {duration(max(0.0, left))}")))

@@ -17,6 +17,7 @@ NO_RUN = "no run yet; `so8t resume` starts one"
 NOTHING: dict[str, Any] = {
     "run": None, "state": "idle", "step": None, "attempt": 0, "rev": 0, "epoch": 0, "runner_alive": False,
     "progress": None, "checkpoint": None, "incident": None, "next_retry_at": None, "overrides": [], "steps": [],
+    "watchers": [],
 }
 
 

@@ -79,6 +79,18 @@ class File(Disk):
         path.write_bytes(data)
 
 
+class Mute(Disk):
+    """A program that ends when it cannot write, and does not say why."""
+
+    name = "faulty_mute"
+
+    def write(self, path: Path, data: bytes) -> None:
+        try:
+            path.write_bytes(data)
+        except OSError:
+            os._exit(3)
+
+
 class Strict(logging.FileHandler):
     """Raises what it meets, where logging would print it and go on."""
 

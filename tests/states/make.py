@@ -45,6 +45,7 @@ def save(home: Home, target: Path) -> None:
         for name in (column.name for column in table.columns if column.name == "at" or column.name.endswith("_at")):
             connection.execute(f'UPDATE "{table.name}" SET "{name}" = "{name}" - ?', (run.created_at - BEGAN,))
     connection.execute("UPDATE lease SET boot = 'a-boot', pid = 4242, pid_started = 1.0")
+    connection.execute("UPDATE watcher SET pid = 4242, pid_started = 1.0")
     connection.execute("UPDATE attempt SET pid = 4343, pid_started = 1.0")
     connection.commit()
     text = "\n".join(connection.iterdump()) + "\n"
