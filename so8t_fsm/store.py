@@ -28,6 +28,13 @@ KEEP = "\0keep"
 """The ``step`` of a transition that stays at its step."""
 
 
+# Built once: to build a statement and its cache key anew takes longer than to run it.
+_RENEW = sa.update(lease).where(lease.c.name == LEASE, lease.c.epoch == sa.bindparam("held"))
+_MOVE = sa.update(run).where(
+    run.c.id == sa.bindparam("of_run"), run.c.rev == sa.bindparam("at_rev"), run.c.epoch == sa.bindparam("at_epoch"))
+_TELL = sa.insert(history)
+
+
 class Fenced(Exception):
     """Another runner holds the lease now; nothing of this one is written any more."""
 
@@ -110,10 +117,7 @@ class Store:
         """
         with self.engine.begin() as connection:
             at = now()
-            held = connection.execute(
-                sa.update(lease).where(lease.c.name == LEASE, lease.c.epoch == epoch)
-                .values(heartbeat_at=at, expires_at=at + extend)
-            )
+            held = connection.execute(_RENEW, {"held": epoch, "heartbeat_at": at, "expires_at": at + extend})
             if held.rowcount != 1:
                 raise Fenced(f"another runner took over (this one had epoch {epoch})")
             yield Tx(connection, epoch)
@@ -170,17 +174,14 @@ class Tx:
         if step is not KEEP:
             values["step"] = step
         changed = self.connection.execute(
-            sa.update(run)
-            .where(run.c.id == current.id, run.c.rev == current.rev, run.c.epoch == self.epoch)
-            .values(**values)
-        )
+            _MOVE, {"of_run": current.id, "at_rev": current.rev, "at_epoch": self.epoch, **values})
         if changed.rowcount != 1:
             raise Conflict(f"run {current.id} is not at revision {current.rev} any more")
-        self.connection.execute(sa.insert(history).values(
-            run_id=current.id, rev=current.rev + 1, at=now(), from_state=plan.source, to_state=plan.dest,
-            trigger=plan.trigger, step=current.step, attempt=columns.get("attempt", current.attempt),
-            who=who, reason=reason, detail=dict(detail) if detail else None,
-        ))
+        self.connection.execute(_TELL, {
+            "run_id": current.id, "rev": current.rev + 1, "at": now(), "from_state": plan.source, "to_state": plan.dest,
+            "trigger": plan.trigger, "step": current.step, "attempt": columns.get("attempt", current.attempt),
+            "who": who, "reason": reason, "detail": dict(detail) if detail else None,
+        })
         return Run(**{**current.__dict__, **values})
 
     def open_attempt(self, current: Run, step: str, n: int) -> None:
