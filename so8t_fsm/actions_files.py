@@ -62,16 +62,16 @@ def _locked(folder: Path, blob: str) -> bool:
 def plan_download(_scene: Scene, args: Mapping[str, Any]) -> Intent:
     if not args["discard_partial"]:
         return Intent("finished files stay; the client asks only for what is missing")
-    partial = list(_orphans(0.0))
-    total = size(sum(map(artifacts.weigh, partial)))
-    return Intent(f"throw {len(partial)} unfinished downloads away ({total})", data={"paths": list(map(str, partial))})
+    weights = {str(path): artifacts.weigh(path) for path in _orphans(0.0)}
+    return Intent(f"throw {len(weights)} unfinished downloads away ({size(sum(weights.values()))})",
+                  data={"paths": list(weights), "weights": weights})
 
 
 def resume_download(scene: Scene, intent: Intent) -> Outcome:
     wanted = set(intent.data.get("paths", ()))
     if not wanted:
         return Outcome("done", intent.words)
-    return _delete(scene, [path for path in _orphans(0.0) if str(path) in wanted])
+    return _delete(scene, [path for path in _orphans(0.0) if str(path) in wanted], intent)
 
 
 # Making room --------------------------------------------------------------------------------------------------------
@@ -84,12 +84,13 @@ def plan_cleanup(scene: Scene, args: Mapping[str, Any]) -> Intent:
     """
     old = scene.commits.checkpoints(scene.run.id, scene.step)[int(args["keep_checkpoints"]):]
     paths = [*scene.commits.disposable(scene.run), *_orphans(ORPHAN_AGE)]
-    total = sum(map(artifacts.weigh, [*paths, *(scene.commits.root / row.path for row in old)]))
+    weights = {str(path): artifacts.weigh(path) for path in [*paths, *(scene.commits.root / row.path for row in old)]}
+    total = sum(weights.values())
     words = f"delete {len(paths)} disposable directories and downloads and {len(old)} old checkpoints ({size(total)})"
     if not (paths or old):
         return Intent("there is nothing disposable to delete", skip=True)
     return Intent(words, data={
-        "paths": list(map(str, paths)), "free": int(args["free"]),
+        "paths": list(map(str, paths)), "free": int(args["free"]), "weights": weights,
         "checkpoints": [[row.n, row.path] for row in reversed(old)]})
 
 
@@ -106,23 +107,26 @@ def cleanup(scene: Scene, intent: Intent) -> Outcome:
                 tx.mark(checkpoint, scene.run.id, scene.step, n, status="pruned")
 
     numbers = {scene.commits.root / path: n for n, path in intent.data["checkpoints"]}
-    return _delete(scene, [*loose, *numbers], intent.data["free"],
-                   lambda path: gone(numbers[path]) if path in numbers else None)
+    return _delete(scene, [*loose, *numbers], intent, lambda path: gone(numbers[path]) if path in numbers else None)
 
 
-def _delete(scene: Scene, paths: Sequence[Path], free: int = 0,
+def _delete(scene: Scene, paths: Sequence[Path], intent: Intent,
             before: Callable[[Path], None] = lambda path: None) -> Outcome:
-    """Delete, telling ``before`` of each, until ``free`` bytes are free (0: all).  What resists is told, not fatal."""
-    freed, stuck = 0, []
+    """Delete, telling ``before`` of each, until as much is free as was intended (0: all).  What resists is told, not fatal.
+
+    What was freed is what the intent found less what is left of it: an earlier try may have died after the first file.
+    """
+    free, stuck = intent.data.get("free", 0), []
     for path in paths:
         if free and shutil.disk_usage(scene.home).free >= free:
             break
         scene.beat()
         before(path)
         try:
-            freed += artifacts.remove_tree(path)
+            artifacts.remove_tree(path)
         except OSError as error:
             stuck.append(f"{error.filename or path}: {error.strerror or error}")
+    freed = sum(weight - artifacts.weigh(Path(path)) for path, weight in intent.data.get("weights", {}).items())
     words = f"{size(freed)} freed" + (f"; {len(stuck)} could not be deleted: {stuck[0]}" if stuck else "")
     return Outcome("done", words, {"bytes_freed": freed, "stuck": stuck})
 

@@ -269,7 +269,7 @@ def kill_orphan(pid: int, started: float, seconds: float = 5.0) -> bool:
             with contextlib.suppress(psutil.Error, OSError):
                 stamp = _start_stamp(process.pid)
                 if (stamp is not None and stamp >= started - _SAME and process.pid not in (pid, os.getpid())
-                        and os.getsid(process.pid) == pid and PARENT in process.environ()):
+                        and os.getsid(process.pid) == pid and _is_marked(process)):
                     victims.append((process.pid, stamp))
     for victim, _ in victims:
         with contextlib.suppress(psutil.Error):
@@ -278,6 +278,14 @@ def kill_orphan(pid: int, started: float, seconds: float = 5.0) -> bool:
     while any(alive(*victim) for victim in victims) and time.monotonic() < deadline:
         time.sleep(0.01)
     return bool(victims)
+
+
+def _is_marked(process: Any, seconds: float = 0.5) -> bool:
+    """Was it started by a child of ours?  A program that is being loaded at this instant has no environment yet."""
+    deadline = time.monotonic() + seconds
+    while not (environment := process.environ()) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return PARENT in environment
 
 
 # The child's side ---------------------------------------------------------------------------------------------------

@@ -5,9 +5,8 @@ from __future__ import annotations
 import getpass
 import json
 import logging
-import logging.handlers
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,16 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from so8t_fsm import commits as commits_module
-from so8t_fsm import config, host, lease, notify, registry, runs
+from so8t_fsm import config, host, lease, notify, registry, reserve, runs
 from so8t_fsm.answer import forgive
 from so8t_fsm.handle import Reporter, RunHandle
 from so8t_fsm.rulebook import Rulebook
+from so8t_fsm.runlog import open_log
 from so8t_fsm.schema import attempt as attempt_table
-from so8t_fsm.statedir import explain, open_state
+from so8t_fsm.statedir import open_state, unusable
 from so8t_fsm.states import WORKING, Facts, Plan, Refused, plan
-from so8t_fsm.store import Fenced, Run, StateFull, Store, is_damage, is_disk_trouble
+from so8t_fsm.store import Fenced, Run, StateFull, StateUnusable, Store, is_damage, is_disk_trouble
 from so8t_fsm.supervisor import EXIT_OK, EXIT_PERSON, EXIT_STOPPED, Supervisor
-from so8t_fsm.tokens import conceal
 
 LEASE_SECONDS = 30.0
 DEFAULT_CONFIG = "configs/complete_so8t_pipeline.yaml"
@@ -74,11 +73,35 @@ def resume(home: Path, wish: Wish, reporter: Reporter, url: str | None = None) -
     Raises:
         Unusable, config.ConfigError, registry.StepUnknown, StateUnusable, StateTooNew: one line each, nothing changed.
     """
+    began = time.time()
+    while True:
+        try:
+            return _resume_once(home, wish, reporter, url)
+        except StateFull as error:
+            if not reserve.give_up(home / "state"):
+                reporter.say(str(error))
+                return EXIT_STOPPED
+            reporter.say("the disk is full: the reserve is given up, so that the run can write down how it goes on")
+            wish = _still(home, wish, url, began)
+
+
+def _still(home: Path, wish: Wish, url: str | None, began: float) -> Wish:
+    """What is left of a wish: the new run that it asked for may be there already."""
     try:
-        store = open_state(home, url, check=True, say=reporter.say)
-    except StateFull as error:
-        reporter.say(str(error))
-        return EXIT_STOPPED
+        store = open_state(home, url)
+    except StateUnusable:
+        return wish
+    try:
+        newest = store.latest_run()
+    finally:
+        store.close()
+    made = newest is not None and newest.created_at >= began
+    return replace(wish, new=False, rerun=None, run=newest.id) if made and newest is not None else wish
+
+
+def _resume_once(home: Path, wish: Wish, reporter: Reporter, url: str | None) -> int:
+    """:func:`resume`, which may be called again when it raises StateFull."""
+    store = open_state(home, url, check=True, say=reporter.say)
     try:
         return _resume(store, home, wish, reporter)
     except Fenced as error:
@@ -87,8 +110,10 @@ def resume(home: Path, wish: Wish, reporter: Reporter, url: str | None = None) -
     except (SQLAlchemyError, OSError) as error:
         if not (isinstance(error, SQLAlchemyError) or is_disk_trouble(error)) or is_damage(error):
             raise
-        path = Path(store.url.database) if store.sqlite and store.url.database else None
-        reporter.say(explain(error, path))
+        trouble = unusable(error, Path(store.url.database) if store.sqlite and store.url.database else None)
+        if isinstance(trouble, StateFull):
+            raise trouble from error
+        reporter.say(str(trouble))
         return EXIT_STOPPED
     finally:
         store.close()
@@ -229,8 +254,7 @@ class _Resumption:
             return EXIT_STOPPED
         self._verify(commits)
         rules = Rulebook(self.home, self.reporter.say)
-        logs = self.home / snapshot.logging.directory
-        write, close = open_log(logs, self.run, snapshot)
+        write, close = open_log(self.home, self.run.id, snapshot.logging)
         secrets = self.loaded or snapshot
         urls = [url.get_secret_value() for url in secrets.notifications.urls]
         if secrets.notifications.desktop:
@@ -367,25 +391,3 @@ def _boot_time() -> float:
     import psutil
 
     return psutil.boot_time()
-
-
-def open_log(directory: Path, run: Run, snapshot: config.Config) -> tuple[Callable[[str], None], Callable[[], None]]:
-    """``logs/complete_pipeline_<run>.log``: one line in, one time-stamped line out.  Returns (write, close)."""
-    settings = snapshot.logging
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        handler = logging.handlers.RotatingFileHandler(
-            directory / f"complete_pipeline_{run.id}.log", maxBytes=settings.max_bytes, backupCount=settings.backups,
-            encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise Unusable(f"{directory}: {error.strerror}; set logging.directory to a place you may write") from error
-    formatter = logging.Formatter("%(asctime)s %(message)s")
-    formatter.converter = time.gmtime
-    formatter.default_msec_format = "%s.%03dZ"
-    handler.setFormatter(formatter)
-    handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk must not stop the run
-
-    def write(line: str) -> None:
-        handler.handle(logging.makeLogRecord({"msg": conceal(line), "levelno": logging.INFO, "levelname": "INFO"}))
-
-    return write, handler.close

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from so8t_fsm import journal, resources, views
+from so8t_fsm import journal, reserve, resources, views
 from so8t_fsm.answer import Answer
 from so8t_fsm.attend import Attendance
 from so8t_fsm.commands import Request, finish, pending
@@ -91,6 +91,7 @@ class Supervisor:
             self._attempt(step, live)
 
     def _attempt(self, step: type[Step], live: dict[str, Artifact]) -> None:
+        reserve.hold(self.handle.home / "state")
         Attendance(self.handle, step).run(live)
 
     def _reuse(self, step: type[Step]) -> bool:

@@ -29,7 +29,8 @@ LONGEST_LINE = 64 << 10
 EDGE = 256
 """Bytes at both ends of what was read, by which a file is known again."""
 HASH = 24
-RELISTS = 5
+RELISTS = 20
+"""Listings of a directory that were overtaken by a rotation before one is taken as it is."""
 
 OWN_LOG = re.compile(r"complete_pipeline_(.+)\.log")
 """The log of a run, which the machine itself writes."""
@@ -174,7 +175,7 @@ class Logs:
                         return batch
             except _Renamed:
                 continue  # the directory changed under our eyes: an older generation may have unread lines now
-            if generations:
+            if generations and left:  # a listing that was overtaken knows nothing of who is gone
                 self._forget(log, {found.file for found in listed})
             return None
         return None

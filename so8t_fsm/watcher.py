@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -158,6 +159,8 @@ class Watcher:
                     if path:
                         wake(os.path.basename(os.fsdecode(path)))
 
+        # It complains on stderr of what comes in while it is being stopped.
+        logging.getLogger("watchdog").setLevel(logging.CRITICAL)
         observer: Any = Observer() if every is None else PollingObserver(timeout=every)
         observer.schedule(
             Handler(), str(self.directory), event_filter=[FileCreatedEvent, FileModifiedEvent, FileMovedEvent])

@@ -16,6 +16,7 @@ from so8t_fsm.commands import CommandRefused
 from so8t_fsm.handle import Reporter, RunHandle
 from so8t_fsm.reader import database_url, sqlite_path
 from so8t_fsm.rulebook import Rulebook
+from so8t_fsm.runlog import open_log
 from so8t_fsm.statedir import open_state
 from so8t_fsm.states import FAILURES
 from so8t_fsm.stopping import StopSignals
@@ -54,7 +55,7 @@ def recover(ctx: click.Context, run_id: str | None, dry_run: bool, yes: bool, as
         else:
             held = _take(store)
             stack.callback(lease.release, store, held)
-            write, close = service.open_log(home / snapshot.logging.directory, run, snapshot)
+            write, close = open_log(home, run.id, snapshot.logging)
             stack.callback(close)
             with store.fenced(held.epoch, held.seconds) as tx:
                 # Only now nobody else can have changed it since.

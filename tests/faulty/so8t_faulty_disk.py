@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,20 @@ class Mute(Disk):
             path.write_bytes(data)
         except OSError:
             os._exit(3)
+
+
+class Patient(Disk):
+    """Writes next to nothing, and takes its time: until a file is taken away."""
+
+    name = "faulty_patient"
+
+    def work(self, ctx: StepContext, faulty: FaultySettings) -> str:
+        gate = ctx.home / f"gate-{ctx.attempt}"
+        gate.touch()
+        while gate.exists():
+            ctx.stop_if_asked()
+            time.sleep(0.02)
+        return "waited"
 
 
 class Strict(logging.FileHandler):
