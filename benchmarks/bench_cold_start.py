@@ -1,70 +1,133 @@
-"""How soon something happens: ``so8t state``, and ``so8t resume`` up to the first instruction of a step."""
+"""How soon something happens after a cold start: the answer to "where is my run?", the first instruction of a step.
+
+Beside an empty Python process, and beside DBOS and Prefect where they can be installed: all in turns, in one run.
+"""
 
 from __future__ import annotations
 
+import argparse
+import itertools
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from _common import milliseconds, place, show
-from crash.server import environment
+from _peers import DBOS, PREFECT, PROGRAMS, Peer, environment, first_that_works, said, version
+from _starts import Starter
+from crash import server
 
-TIMES = 15
+TIMES, SLOW_TIMES = 15, 3
+SLOW = ("prefect",)
+"""Half a minute a turn: these are measured ``SLOW_TIMES`` only, spread over the turns."""
 STATE_MS, RESUME_MS = 300, 2000
-CLI = ("-c", "from so8t_fsm.cli import main; main()")
+EMPTY, STATE = "python -c pass", "so8t state --json"
+NEW, KILLED = "so8t resume --new, to its step", "so8t resume after SIGKILL, to its step"
 CONFIG = """\
 automation: {steps: [first_step]}
 resources: {min_free_disk: 0, min_ram: 0}
 """
+Measures = dict[str, Callable[[], float]]
+"""What measures one row's seconds once, by the row's name; what it needs is made ready outside of them."""
 
 
-def _python(*arguments: str, home: Path, env: dict[str, str]) -> float:
-    """Seconds that one Python process takes."""
-    began = time.perf_counter()
-    subprocess.run([sys.executable, *arguments], cwd=home, env=env, check=True, capture_output=True)
-    return time.perf_counter() - began
+def so8t(home: Path) -> Measures:
+    """An empty process, and ours."""
+    (home / "configs").mkdir()
+    (home / "configs" / "one.yaml").write_text(CONFIG)
+    env = server.environment()
+    env["PYTHONPATH"] = os.pathsep.join((str(Path(__file__).with_name("first_step")), env["PYTHONPATH"]))
+    env.pop("PYTHONDONTWRITEBYTECODE")
+    start = Starter(home, env)
+    cli = (sys.executable, "-c", "from so8t_fsm.cli import main; main()", "--home", str(home))
+    new = (*cli, "resume", "--new", "--config", "configs/one.yaml")
+
+    def killed() -> float:
+        start.kill_in_step(*new)
+        return start.to_step(*cli, "resume")
+
+    return {EMPTY: lambda: start.whole(sys.executable, "-c", "pass"),
+            NEW: lambda: start.to_step(*new),
+            KILLED: killed,
+            STATE: lambda: start.whole(*cli, "state", "--json")}
 
 
-def _first_instruction(home: Path, env: dict[str, str]) -> float:
-    """Seconds from calling ``so8t resume`` to the first instruction of its first step."""
-    began = time.time()
-    subprocess.run([sys.executable, *CLI, "--home", str(home), "resume", "--new", "--config", "configs/one.yaml"],
-                   cwd=home, env=env, check=True, capture_output=True)
-    newest = max(home.glob("state/runs/*/first_step/1/at"), key=lambda path: path.stat().st_mtime_ns)
-    return float(newest.read_text()) - began
+def dbos(python: Path, folder: Path) -> Measures:
+    """DBOS: what ``so8t`` is asked for, in its own words.  Its launch recovers what a killed process left pending."""
+    start = Starter(folder, environment(folder))
+    names = (f"run-{n}" for n in itertools.count())
+    program = (str(python), str(PROGRAMS / "dbos_start.py"), str(folder))
+
+    def killed() -> float:
+        name = next(names)
+        start.kill_in_step(*program, name, "new")
+        return start.to_step(*program, name, "killed")
+
+    last = ("workflow", "list", "--limit", "1", "--sort-desc", "--sys-db-url", f"sqlite:///{folder / 'dbos.sqlite'}")
+    called = f"dbos {version(python, 'dbos')}"
+    return {f"{called}, new workflow, to its step": lambda: start.to_step(*program, next(names), "new"),
+            f"{called}, launch after SIGKILL, to its step": killed,
+            f"{called}, workflow list": lambda: start.whole(str(python.with_name("dbos")), *last)}
+
+
+def prefect(python: Path, folder: Path) -> Measures:
+    """Prefect with its ephemeral server.  No row after SIGKILL: it never takes up a flow run that was killed."""
+    start = Starter(folder, environment(folder))
+    program = (str(python), str(PROGRAMS / "prefect_start.py"), str(folder))
+    called = f"prefect {version(python, 'prefect')}"
+    last = (str(python.with_name("prefect")), "flow-run", "ls", "--limit", "1")
+    return {f"{called}, new flow, to its task (no resume)": lambda: start.to_step(*program),
+            f"{called}, flow-run ls": lambda: start.whole(*last)}
+
+
+def tried(measures: Measures) -> Measures:
+    """The same, each called once: warm, and known to work."""
+    for measure in measures.values():
+        measure()
+    return measures
+
+
+def of_peer(peer: Peer, make: Callable[[Path, Path], Measures], folder: Path) -> Measures:
+    """A peer's rows; none where it can't be had."""
+    folder.mkdir()
+    try:
+        return first_that_works(peer, lambda python: tried(make(python, folder)))
+    except (subprocess.SubprocessError, OSError) as error:
+        print(f"{peer.name} is left out: {said(error)}")
+        return {}
+
+
+def in_turns(measures: Measures, times: int, slow_times: int) -> dict[str, list[float]]:
+    """The seconds of each row, taken in turns, so that all of them meet the computer in the same mood."""
+    seconds: dict[str, list[float]] = {name: [] for name in measures}
+    stride = -(-times // slow_times)
+    for turn in range(times):
+        for name, measure in measures.items():
+            if turn % stride == 0 or not name.startswith(SLOW):
+                seconds[name].append(measure())
+    return seconds
 
 
 def main() -> int:
-    env = environment()
-    env["PYTHONPATH"] = os.pathsep.join((str(Path(__file__).with_name("first_step")), env["PYTHONPATH"]))
-    env.pop("PYTHONDONTWRITEBYTECODE")
-    with place() as home:
-        (home / "configs").mkdir()
-        (home / "configs" / "one.yaml").write_text(CONFIG)
-        measures: dict[str, Callable[[], float]] = {
-            "python -c pass": lambda: _python("-c", "pass", home=home, env=env),
-            "so8t resume, to the step": lambda: _first_instruction(home, env),
-            "so8t state": lambda: _python(*CLI, "--home", str(home), "state", "--json", home=home, env=env),
-        }
-        for measure in measures.values():
-            measure()
-        # In turns, so that all of them meet the computer in the same mood.
-        seconds = {name: [0.0] * TIMES for name in measures}
-        for i in range(TIMES):
-            for name, measure in measures.items():
-                seconds[name][i] = measure()
-    rows: dict[str, dict[str, object]] = {name: {**milliseconds(values)} for name, values in seconds.items()}
-    base = milliseconds(seconds["python -c pass"])["p50_ms"]
-    for name, values in seconds.items():
-        rows[name]["ratio"] = round(milliseconds(values)["p50_ms"] / base, 1)
-    show("cold start", rows)
-    state = milliseconds(seconds["so8t state"])["p50_ms"]
-    resume = milliseconds(seconds["so8t resume, to the step"])["p50_ms"]
-    print(f"goals: state below {STATE_MS} ms {'met' if state < STATE_MS else 'MISSED'}, "
-          f"resume to the step below {RESUME_MS} ms {'met' if resume < RESUME_MS else 'MISSED'}")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--times", type=int, default=TIMES)
+    parser.add_argument("--slow-times", type=int, default=SLOW_TIMES, help="for Prefect, whose start takes long")
+    given = parser.parse_args()
+    with place() as folder:
+        (folder / "so8t").mkdir()
+        measures = tried(so8t(folder / "so8t"))
+        measures |= of_peer(DBOS, dbos, folder / "dbos")
+        measures |= of_peer(PREFECT, prefect, folder / "prefect")
+        seconds = in_turns(measures, max(given.times, 2), max(given.slow_times, 2))
+    rows = {name: {**milliseconds(values)} for name, values in seconds.items()}
+    for row in rows.values():
+        row["ratio"] = round(row["p50_ms"] / rows[EMPTY]["p50_ms"], 1)
+    show("cold start (ratio: p50, times that of python -c pass)", rows)
+    goals = {"state": (STATE, STATE_MS), "a new run to its step": (NEW, RESUME_MS),
+             "a killed run to its step": (KILLED, RESUME_MS)}
+    print("goals: " + ", ".join(f"{what} below {goal} ms {'met' if rows[name]['p50_ms'] < goal else 'MISSED'}"
+                                for what, (name, goal) in goals.items()))
     return 0
 
 
