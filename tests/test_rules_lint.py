@@ -51,6 +51,8 @@ WRONG = {
     "a broken pattern": (rule("message|contains: no more paper", "message|re: '(x'"), "7:26", "no regular expression"),
     "a pattern that takes for ever": (rule("message|contains: no more paper", "message|re: '(a+)+$'"),
                                       "7:26", "for ever"),
+    "a word boundary in double quotes": (rule("message|contains: no more paper", 'message|re: "paper\\b"'),
+                                         "7:26", "is a backspace"),
     "a type with its module": (rule("message|contains: no more paper", "exception: requests.Timeout"), "7:25",
                                "without its module"),
     "an exit code in words": (rule("message|contains: no more paper", "exit_code: one"), "7:25", "whole number"),

@@ -53,6 +53,8 @@ def compile_pattern(text: str) -> re.Pattern[str]:
     """
     if not text:
         raise PatternRefused("an empty pattern matches everything; write what the line must hold")
+    if "\b" in text:
+        raise PatternRefused(r"in double quotes \b is a backspace; write \\b, or use single quotes")
     if len(text) > LONGEST_PATTERN:
         raise PatternRefused(f"{len(text)} characters are too many for one pattern (most: {LONGEST_PATTERN}); split it")
     try:
