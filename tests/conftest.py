@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import sqlalchemy as sa
 
@@ -22,6 +23,10 @@ from so8t_fsm import artifacts, schema
 from so8t_fsm.commits import Artifact, Commits
 from so8t_fsm.statedir import open_state
 from so8t_fsm.store import Run, Store
+
+# No test depends on how quick the computer is, or how busy.
+hypothesis.settings.register_profile("so8t", deadline=None)
+hypothesis.settings.load_profile("so8t")
 
 ROOT = Path(__file__).resolve().parent.parent
 TOYS = ROOT / "tests" / "toy"
