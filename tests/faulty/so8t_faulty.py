@@ -57,6 +57,15 @@ class Faulty(Step):
         raise NotImplementedError
 
 
+def wait_at_gate(ctx: StepContext) -> None:
+    """Until the test takes this attempt's file away."""
+    gate = ctx.home / f"gate-{ctx.attempt}"
+    gate.touch()
+    while gate.exists():
+        ctx.stop_if_asked()
+        time.sleep(0.02)
+
+
 class Hub(Faulty):
     """Downloads one file with the real client, from wherever ``HF_ENDPOINT`` points."""
 
@@ -227,11 +236,7 @@ class Gate(Faulty):
     name, state = "faulty_gate", "evaluating"
 
     def work(self, ctx: StepContext, faulty: FaultySettings) -> str:
-        gate = ctx.home / f"gate-{ctx.attempt}"
-        gate.touch()
-        while gate.exists():
-            ctx.stop_if_asked()
-            time.sleep(0.02)
+        wait_at_gate(ctx)
         os._exit(4)
 
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from so8t_faulty import Faulty, FaultySettings
+from so8t_faulty import Faulty, FaultySettings, wait_at_gate
 
 from so8t_fsm.step import MiB, Needs, StepContext
 
@@ -98,11 +97,7 @@ class Patient(Disk):
     name = "faulty_patient"
 
     def work(self, ctx: StepContext, faulty: FaultySettings) -> str:
-        gate = ctx.home / f"gate-{ctx.attempt}"
-        gate.touch()
-        while gate.exists():
-            ctx.stop_if_asked()
-            time.sleep(0.02)
+        wait_at_gate(ctx)
         return "waited"
 
 
