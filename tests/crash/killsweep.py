@@ -17,7 +17,8 @@ from pathlib import Path
 from crash import checker, trace
 from crash.server import CALLS, Ended, Server, quick_folder
 
-SWEPT = ("write", "pwrite64", "fsync", "fdatasync", "rename", "unlink", "unlinkat", "ftruncate", "mkdir", "rmdir")
+SWEPT = ("write", "pwrite64", "fsync", "fdatasync", "rename", "unlink", "unlinkat", "ftruncate", "fallocate", "mkdir",
+         "rmdir")
 """The calls to die at."""
 
 EXIT_USAGE, EXIT_STOPPED = 2, 75

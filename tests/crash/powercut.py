@@ -183,6 +183,8 @@ class Disk:
             self.open[call.fd] = (node, at + len(data), append)
         elif call.name == "ftruncate":
             node.change(call.offset, None)
+        elif call.name == "fallocate":
+            node.change(max(call.offset, len(node.live)), b"")
         elif call.name == "lseek":
             self.open[call.fd] = (node, call.result or 0, append)
             return False

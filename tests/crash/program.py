@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from so8t_fsm import artifacts, attend, child, store
+from so8t_fsm import artifacts, attend, child, reserve, store
 from so8t_fsm.attempt import Attempt
 from so8t_fsm.commits import Commits
 
@@ -170,6 +170,7 @@ def _import_everything() -> None:
     from so8t_fsm import registry, rulebook, service  # noqa: F401
     from so8t_fsm.cli import run  # noqa: F401
 
+    reserve.SIZE = 16 * 1024  # what it holds is nothing: every disk of an enumeration need not carry 8 MiB of it
     registry.sections(["toy_collect", "toy_preprocess", "toy_train"])
     # The homes of a sweep bring no rules of their own: the packaged ones are read once for all of them.
     packaged = rulebook.load_rules(rulebook.layers_of(None))

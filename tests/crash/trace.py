@@ -27,7 +27,7 @@ class Call:
         path: the file it speaks of, absolute; for a rename, where from.
         target: for a rename, where to.
         data: the bytes written.
-        offset: for ``pwrite64``, where to; for ``ftruncate``, the new size.
+        offset: for ``pwrite64``, where to; for ``ftruncate``, the new size; for ``fallocate``, the size it sees to.
         flags: of ``openat`` and ``unlinkat``.
         pretended: strace made the result up, and the call did not happen.
     """
@@ -116,6 +116,11 @@ def _call(
         case "ftruncate":
             fd, file = _descriptor(arguments[0])
             return call(fd=fd, path=file, offset=int(arguments[1]))
+        case "fallocate":
+            fd, file = _descriptor(arguments[0])
+            if arguments[1] != "0":
+                raise ValueError(f"a fallocate that does more than to make a file longer: {arguments}")
+            return call(fd=fd, path=file, offset=int(arguments[2]) + int(arguments[3]))
         case "rename":
             return call(path=path(arguments[0]), target=path(arguments[1]))
         case "renameat" | "renameat2":
