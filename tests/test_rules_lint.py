@@ -55,6 +55,8 @@ WRONG = {
                                          "7:26", "is a backspace"),
     "a type with its module": (rule("message|contains: no more paper", "exception: requests.Timeout"), "7:25",
                                "without its module"),
+    "a family of types that is nearly all": (rule("message|contains: no more paper", "exception: 'E*'"), "7:25",
+                                             "says too little"),
     "an exit code in words": (rule("message|contains: no more paper", "exit_code: one"), "7:25", "whole number"),
     "unknown signal": (rule("message|contains: no more paper", "signal: SIGKIL"), "7:22", "did you mean 'SIGKILL'?"),
     "a silence without a length": (rule("message|contains: no more paper", "silence: long"), "7:23", "duration"),

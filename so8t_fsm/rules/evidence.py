@@ -13,14 +13,15 @@ from functools import cached_property
 from typing import Any
 
 from so8t_fsm.events import Event
-from so8t_fsm.rules.model import ANY, Selection, holds
+from so8t_fsm.rules.model import Selection, holds
 from so8t_fsm.rules.patterns import LONGEST_LINE
 
 LONGEST_CHAIN = 4 * LONGEST_LINE
 
-# A type name with its module, or one that says by its ending what it is.
+# A type name with its module, or one that says by its ending what it is; Python's way, the JVM's, .NET's and node's.
 RAISED = re.compile(
-    r"^(?:\[?rank ?\d+\]?: ?)?(?:(?:[A-Za-z_]\w*\.)+([A-Z]\w*)|([A-Z]\w*(?:Error|Exception|Timeout|Expired|Interrupt"
+    r"^(?:\[?rank ?\d+\]?: ?|E {2,6}|Exception in thread \"[^\"]{1,80}\" |Caused by: |Unhandled exception\.? |Uncaught "
+    r"|(?:ERROR|FATAL|Error):? )?(?:(?:[A-Za-z_]\w*\.)+([A-Z]\w*)|([A-Z]\w*(?:Error|Exception|Timeout|Expired|Interrupt"
     r"|Exit|Enabled|Failed|Iteration|Disconnected)|Exception|BadZipFile|BadGzipFile))(?:: |:$|$)")
 NO_ERROR = re.compile(r"Warning$")
 ERRNO = re.compile(
@@ -30,6 +31,7 @@ HTTP = re.compile(
     r"\b([45]\d\d) (?:Client|Server) Error|(?:[Cc]lient|[Ss]erver) error \(?'?([45]\d\d)\b|HTTP ?Error:? ([45]\d\d)\b"
     r"|HTTP ?Error:? HTTP Error ([45]\d\d)\b|[Rr]eturned error: ([45]\d\d)\b|[Ss]tatus[ _]?[Cc]ode:? ?([45]\d\d)\b"
     r"|\bERROR ([45]\d\d): |^\w*(?:HTTP|Http)\w*: ([45]\d\d)\b|[Uu]nexpected status(?: code)?:? ([45]\d\d)\b"
+    r"|\b(?:[Ss]tatus|[Rr]esponse code|[Ee]rror code|[Rr]eturned)[:=]? ?([45]\d\d)(?=$|[.,;:)'\"\]]|\s+(?:[A-Z]|for |from ))"
     r"|\bHTTP (?:status )?(?:code )?([45]\d\d)\b|\(([45]\d\d) (?:Not Found|Forbidden|Unauthorized)\)")
 RETRY_AFTER = re.compile(r"[Rr]etry[- ][Aa]fter:? (\d{1,6})")
 
@@ -120,8 +122,7 @@ def _link(record: Mapping[str, Any]) -> Link:
 
 def _fits(selection: Selection, link: Link) -> bool:
     return (
-        (not selection.exception or bool(selection.exception & link.names)
-         or (ANY in selection.exception and bool(link.names)))
+        (not selection.exception or selection.is_type(link.names))
         and (not selection.http_status or holds(selection.http_status, link.http_status))
         and (not selection.errno or holds(selection.errno, link.errno))
         and (not selection.winerror or holds(selection.winerror, link.winerror))

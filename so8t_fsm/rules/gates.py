@@ -14,7 +14,9 @@ WINERROR_SAID = frozenset(("WinError", "Windows Error", "os error "))
 HTTP_SAID = frozenset((
     "Client Error", "Server Error", "lient error", "erver error", "HTTPError", "HTTPStatus", "HTTPException",
     "HTTP Error", "HTTP 4", "HTTP 5", "HTTP status", "HTTP code", "Http", "eturned error: ", "ERROR 4", "ERROR 5",
-    "nexpected status", "tatus code", "tatus_code", "tatuscode", "tatus Code", "tatus_Code", "tatusCode", "(40"))
+    "nexpected status", "tatus code", "tatus_code", "tatuscode", "tatus Code", "tatus_Code", "tatusCode", "(40",
+    *(f"{said}{between}{first}" for said in ("tatus", "esponse code", "rror code", "eturned")
+      for between in ("", " ", ":", ": ", "=", "= ") for first in "45")))
 
 
 def gate(rule: Rule) -> Literals:
@@ -46,7 +48,8 @@ def _of_selection(selection: Selection) -> Literals:
     if selection.message_startswith:
         options.append(frozenset(selection.message_startswith))
     if selection.exception:
-        options.append(TYPES if ANY in selection.exception else selection.exception)
+        options.append(TYPES if ANY in selection.exception else
+                       frozenset(max(name.split(ANY), key=len) for name in selection.exception))
     for numbers, said in ((selection.errno, ERRNO_SAID), (selection.winerror, WINERROR_SAID),
                           (selection.http_status, HTTP_SAID)):
         if numbers:

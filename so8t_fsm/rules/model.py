@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from so8t_fsm.rules.conditions import Condition
@@ -13,7 +14,7 @@ from so8t_fsm.rules.conditions import Condition
 Severity = Literal["info", "warning", "critical"]
 Role = Literal["root", "confirmation", "cascade"]
 ANY = "*"
-"""As the name of an exception's type: whichever."""
+"""In the name of an exception's type: any characters.  Alone: whichever type."""
 HARMLESS = "none"
 """The state of rules whose lines are no incident."""
 
@@ -68,6 +69,18 @@ class Selection:
     signal: Numbers = ()
     silence: float | None = None
     declares: frozenset[str] = frozenset()
+
+    @cached_property
+    def _families(self) -> re.Pattern[str] | None:
+        wild = [r"\w*".join(map(re.escape, name.split(ANY))) for name in sorted(self.exception) if ANY in name]
+        return re.compile("|".join(wild)) if wild else None
+
+    def is_type(self, names: frozenset[str]) -> bool:
+        """Is one of these, an exception's type and its bases, among those looked for?"""
+        if self.exception & names:
+            return True
+        families = self._families
+        return families is not None and any(map(families.fullmatch, names))
 
     @property
     def of_link(self) -> bool:

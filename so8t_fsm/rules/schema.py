@@ -26,6 +26,8 @@ from so8t_fsm.step import Settings
 
 TEXT_KEYS = ("message|re", "message|contains", "message|startswith")
 NUMBER_KEYS = ("http_status", "errno", "winerror", "exit_code", "signal")
+SHORTEST_FAMILY = 4
+"""Letters that the name of a family of exceptions, ``*Timeout``, must have in a row."""
 SELECTORS = (*TEXT_KEYS, "exception", *NUMBER_KEYS, "silence", "declares")
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 FACT = re.compile(r"[a-z_][a-z0-9_]*(\.[A-Za-z0-9_-]+)*")
@@ -192,8 +194,10 @@ class Reader:
         patterns = [found for at, text in self.texts(keys, path, "message|re") if (found := self.pattern(at, text))]
         exceptions = []
         for where, name in self.texts(keys, path, "exception"):
-            if name != ANY and not re.fullmatch(r"[A-Za-z_]\w*", name):
+            if not re.fullmatch(r"[A-Za-z_*][\w*]*", name):
                 self.say(where, f"exception: '{format_value(name, 40)}' is no type's name; write it without its module")
+            elif name != ANY and ANY in name and len(max(name.split(ANY), key=len)) < SHORTEST_FAMILY:
+                self.say(where, f"exception: '{name}' says too little; write {SHORTEST_FAMILY} letters in a row or more")
             exceptions.append(name)
         declared = [name for _, name in self.texts(keys, path, "declares", FAILURES)]
         silence = keys.get("silence")
