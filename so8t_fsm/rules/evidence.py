@@ -21,7 +21,7 @@ LONGEST_CHAIN = 4 * LONGEST_LINE
 # A type name with its module, or one that says by its ending what it is; Python's way, the JVM's, .NET's and node's.
 RAISED = re.compile(
     r"^(?:\[?rank ?\d+\]?: ?|E {2,6}|Exception in thread \"[^\"]{1,80}\" |Caused by: |Unhandled exception\.? |Uncaught "
-    r"|(?:ERROR|FATAL|Error):? )?(?:(?:[A-Za-z_]\w*\.)+([A-Z]\w*)|([A-Z]\w*(?:Error|Exception|Timeout|Expired|Interrupt"
+    r"|(?:ERROR|FATAL|Error):? )?(?:(?:[A-Za-z_]\w*\.)+_?([A-Z]\w*)|([A-Z]\w*(?:Error|Exception|Timeout|Expired|Interrupt"
     r"|Exit|Enabled|Failed|Iteration|Disconnected)|Exception|BadZipFile|BadGzipFile))(?:: |:$|$)")
 NO_ERROR = re.compile(r"Warning$")
 ERRNO = re.compile(
