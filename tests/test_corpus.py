@@ -19,8 +19,9 @@ from so8t_fsm.rules.scan import MOVES, scan
 
 HERE = Path(__file__).parent / "data"
 CORPORA = {name: [json.loads(line) for line in (HERE / name).read_text(encoding="utf-8").splitlines()]
-           for name in ("log_corpus.jsonl", "log_corpus_own.jsonl")}
-ALL = [pytest.param(row, id=f"{name.split('.')[0]}-{i}-{row['state']}")
+           for name in ("log_corpus.jsonl", "log_corpus_own.jsonl", "log_corpus_run.jsonl")}
+MISSED = pytest.mark.xfail(strict=True, reason="known to be answered wrongly; take `miss` out of the row when it is not")
+ALL = [pytest.param(row, id=f"{name.split('.')[0]}-{i}-{row['state']}", marks=MISSED if row.get("miss") else ())
        for name, rows in CORPORA.items() for i, row in enumerate(rows, 1)]
 
 
@@ -47,10 +48,11 @@ def test_state(row: dict[str, str], rules: RuleSet, prefilter: Prefilter) -> Non
         assert states == [row["state"]], [incident.rule for incident in found]
 
 
-def test_own_excerpts_are_many_and_not_the_others() -> None:
-    given, own = ({row["text"] for row in rows} for rows in CORPORA.values())
+def test_excerpts_are_many_and_each_set_its_own() -> None:
+    given, own, run = ({row["text"] for row in rows} for rows in CORPORA.values())
     assert len(own) >= 120 and sum(row["state"] == "none" for row in CORPORA["log_corpus_own.jsonl"]) >= 50
     assert len(own & given) <= 6  # one-line classics such as "MemoryError"
+    assert len(run) > 800 and not run & (own | given)
 
 
 def test_no_rule_quotes_an_excerpt(rules: RuleSet) -> None:
