@@ -30,7 +30,7 @@ WINERROR = re.compile(r"\bWin(?:dows )?Error[ :]{1,2}(\d{1,5})\b|\bos error (\d{
 HTTP = re.compile(
     r"\b([45]\d\d) (?:Client|Server) Error|(?:[Cc]lient|[Ss]erver) error \(?'?([45]\d\d)\b|HTTP ?Error:? ([45]\d\d)\b"
     r"|HTTP ?Error:? HTTP Error ([45]\d\d)\b|[Rr]eturned error: ([45]\d\d)\b|[Ss]tatus[ _]?[Cc]ode:? ?([45]\d\d)\b"
-    r"|\bERROR ([45]\d\d): |^\w*(?:HTTP|Http)\w*: ([45]\d\d)\b|[Uu]nexpected status(?: code)?:? ([45]\d\d)\b"
+    r"|\b(?:ERROR|Error|error) ([45]\d\d): |^\w*(?:HTTP|Http)\w*: ([45]\d\d)\b|[Uu]nexpected status(?: code)?:? ([45]\d\d)\b"
     r"|\b(?:[Ss]tatus|[Rr]esponse code|[Ee]rror code|[Rr]eturned)[:=]? ?([45]\d\d)(?=$|[.,;:)'\"\]]|\s+(?:[A-Z]|for |from ))"
     r"|\bHTTP (?:status )?(?:code )?([45]\d\d)\b|\(([45]\d\d) (?:Not Found|Forbidden|Unauthorized)\)")
 RETRY_AFTER = re.compile(r"[Rr]etry[- ][Aa]fter:? (\d{1,6})")
