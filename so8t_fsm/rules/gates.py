@@ -14,7 +14,8 @@ WINERROR_SAID = frozenset(("WinError", "Windows Error", "os error "))
 HTTP_SAID = frozenset((
     "Client Error", "Server Error", "lient error", "erver error", "HTTPError", "HTTPStatus", "HTTPException",
     "HTTP Error", "HTTP 4", "HTTP 5", "HTTP status", "HTTP code", "Http", "eturned error: ",
-    "ERROR 4", "ERROR 5", "rror 4", "rror 5", "nexpected status", "tatus code", "tatus_code", "tatuscode", "tatus Code", "tatus_Code", "tatusCode", "(40",
+    "ERROR 4", "ERROR 5", "rror 4", "rror 5", "nexpected status", "tatus code", "tatus_code", "tatuscode", "tatus Code",
+    "tatus_Code", "tatusCode", "(40",
     *(f"{said}{between}{first}" for said in ("tatus", "esponse code", "rror code", "eturned")
       for between in ("", " ", ":", ": ", "=", "= ") for first in "45")))
 
