@@ -32,7 +32,12 @@ HTTP = re.compile(
     r"|HTTP ?Error:? HTTP Error ([45]\d\d)\b|[Rr]eturned error: ([45]\d\d)\b|[Ss]tatus[ _]?[Cc]ode:? ?([45]\d\d)\b"
     r"|\b(?:ERROR|Error|error) ([45]\d\d): |^\w*(?:HTTP|Http)\w*: ([45]\d\d)\b|[Uu]nexpected status(?: code)?:? ([45]\d\d)\b"
     r"|\b(?:[Ss]tatus|[Rr]esponse code|[Ee]rror code|[Rr]eturned)[:=]? ?([45]\d\d)(?=$|[.,;:)'\"\]]|\s+(?:[A-Z]|for |from ))"
-    r"|\bHTTP (?:status )?(?:code )?([45]\d\d)\b|\(([45]\d\d) (?:Not Found|Forbidden|Unauthorized)\)")
+    r"|\bHTTP (?:status )?(?:code )?([45]\d\d)\b|\b([45]\d\d)[ :,-]{1,3}"
+    r"(?:Bad Request|Unauthorized|Payment Required|Forbidden|Not Found|Conflict|Gone|Too Many Requests|Internal Server Error"
+    r"|Bad Gateway|Service (?:Temporarily )?Unavailable|Gateway Time-?[Oo]ut|Unprocessable)\b"
+    r"|^\S{1,80}: \[\w{1,8}\] \[([45]\d\d)\]|\bHTTP error ([45]\d\d)\b|\(([45]\d\d)\) when calling"
+    r"|\bgot ([45]\d\d)$|response: ([45]\d\d)\b|[Ee]rror code: ([45]\d\d)\b"
+    r"|exceptions\.\w{1,40}: ([45]\d\d) ")
 RETRY_AFTER = re.compile(r"[Rr]etry[- ][Aa]fter:? (\d{1,6})")
 
 

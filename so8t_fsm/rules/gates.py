@@ -15,7 +15,10 @@ HTTP_SAID = frozenset((
     "Client Error", "Server Error", "lient error", "erver error", "HTTPError", "HTTPStatus", "HTTPException",
     "HTTP Error", "HTTP 4", "HTTP 5", "HTTP status", "HTTP code", "Http", "eturned error: ",
     "ERROR 4", "ERROR 5", "rror 4", "rror 5", "nexpected status", "tatus code", "tatus_code", "tatuscode", "tatus Code",
-    "tatus_Code", "tatusCode", "(40",
+    "tatus_Code", "tatusCode",
+    "Bad Request", "Unauthorized", "Payment Required", "Forbidden", "Not Found", "Conflict", "Gone", "Too Many Requests",
+    "Internal Server Error", "Bad Gateway", "Unavailable", "Gateway Time", "Unprocessable", "] [4", "] [5", "HTTP error ",
+    ") when calling", "got 4", "got 5", "response: ", "rror code: ", "exceptions.",
     *(f"{said}{between}{first}" for said in ("tatus", "esponse code", "rror code", "eturned")
       for between in ("", " ", ":", ": ", "=", "= ") for first in "45")))
 
