@@ -165,6 +165,14 @@ def test_the_last_line_of_a_traceback_in_many_languages(line: str, name: str | N
     assert raised(line) == name
 
 
+def test_a_heading_is_a_type_only_for_a_rule_that_names_it(rules: RuleSet) -> None:
+    """`ArrowInvalid: …` and `TrainOutput: …` look alike; no ending says which of them is an exception."""
+    known = match(rules, log("ArrowInvalid: straddling object")[0])
+    assert known is not None and known.rule.state == "data_invalid"
+    assert match(rules, log("TrainOutput: 3 steps")[0]) is None
+    assert match(rules, log("ChecksumOptions: strict")[0]) is None, "a family's name is no name"
+
+
 @given(st.text("abcT", max_size=6), st.text("abcT", max_size=6), st.text("xyz", max_size=4))
 def test_a_family_of_types_is_what_it_says_and_the_scan_looks_for_it(before: str, after: str, end: str) -> None:
     """`*Timeout*` is any name that holds it; whatever matches a line, the gate's text stands in the line."""

@@ -23,6 +23,8 @@ RAISED = re.compile(
     r"^(?:\[?rank ?\d+\]?: ?|E {2,6}|Exception in thread \"[^\"]{1,80}\" |Caused by: |Unhandled exception\.? |Uncaught "
     r"|(?:ERROR|FATAL|Error):? )?(?:(?:[A-Za-z_]\w*\.)+_?([A-Z]\w*)|([A-Z]\w*(?:Error|Exception|Timeout|Expired|Interrupt"
     r"|Exit|Enabled|Failed|Iteration|Disconnected)|Exception|BadZipFile|BadGzipFile))(?:: |:$|$)")
+# A word of several humps before a colon: a type if a rule knows it by name, else perhaps a heading.
+HEADED = re.compile(r"^(?:E {2,6})?([A-Z][a-z0-9]+(?:[A-Z][A-Za-z0-9]*)+): ")
 NO_ERROR = re.compile(r"Warning$")
 ERRNO = re.compile(
     r"\b[Ee]rrno[ :=]{1,3}(\d{1,5})\b|\bos error (\d{1,5})\b|\bcode: (\d{1,5}), kind:|Error\((\d{1,5}), ['\"]")
@@ -43,12 +45,18 @@ RETRY_AFTER = re.compile(r"[Rr]etry[- ][Aa]fter:? (\d{1,6})")
 
 @dataclass(frozen=True)
 class Link:
-    """One exception of a chain, or what a line of text says of one."""
+    """One exception of a chain, or what a line of text says of one.
+
+    Attributes:
+        names: the type and its bases.
+        perhaps: the name may be none of an exception, so that it counts only where a rule asks for it.
+    """
 
     names: frozenset[str]
     http_status: int | None = None
     errno: int | None = None
     winerror: int | None = None
+    perhaps: bool = False
 
 
 def _number(pattern: re.Pattern[str], text: str) -> int | None:
@@ -81,8 +89,10 @@ class Evidence:
         if self.event.source not in ("log", "probe"):
             return ()
         name = raised(self.text)
-        return (Link(frozenset((name,) if name else ()), _number(HTTP, self.text), _number(ERRNO, self.text),
-                     _number(WINERROR, self.text)),)
+        headed = HEADED.match(self.text) if name is None else None
+        known = name or (headed[1] if headed else None)
+        return (Link(frozenset((known,) if known else ()), _number(HTTP, self.text), _number(ERRNO, self.text),
+                     _number(WINERROR, self.text), perhaps=headed is not None),)
 
     @cached_property
     def declared(self) -> str | None:
@@ -127,7 +137,7 @@ def _link(record: Mapping[str, Any]) -> Link:
 
 def _fits(selection: Selection, link: Link) -> bool:
     return (
-        (not selection.exception or selection.is_type(link.names))
+        (not selection.exception or selection.is_type(link.names, link.perhaps))
         and (not selection.http_status or holds(selection.http_status, link.http_status))
         and (not selection.errno or holds(selection.errno, link.errno))
         and (not selection.winerror or holds(selection.winerror, link.winerror))

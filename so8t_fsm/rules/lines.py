@@ -12,7 +12,7 @@ from so8t_fsm.states import STATES
 COLOUR = re.compile(r"\x1b\[[0-9;?]{0,20}[A-Za-z]")
 STAMP = re.compile(
     r"\[?(?:\d{4}[-/]\d\d[-/]\d\d[T :_-]{1,2})?\d\d:\d\d:\d\d(?:[.,:]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?\]?:?[ \t]+(?:[-|] +)?"
-    r"|\[ {0,6}\d{1,9}\.\d{6}\] |\w{3} [ \d]\d \d\d:\d\d:\d\d \S{1,64} ")
+    r"|\[\w{3} \w{3} [ \d]\d \d\d:\d\d:\d\d \d{4}\] |\[ {0,6}\d{1,9}\.\d{6}\] |\w{3} [ \d]\d \d\d:\d\d:\d\d \S{1,64} ")
 OWN = re.compile(r"\[([a-z_]\w{0,63})#(\d{1,9})\] ?")
 MOVED = re.compile(r"(\w+) -> (\w+): (.*)")
 

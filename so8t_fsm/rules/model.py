@@ -72,15 +72,18 @@ class Selection:
 
     @cached_property
     def _families(self) -> re.Pattern[str] | None:
-        wild = [r"\w*".join(map(re.escape, name.split(ANY))) for name in sorted(self.exception) if ANY in name]
+        wild = [r"\w*".join(map(re.escape, name.split(ANY))) for name in sorted(self.exception - {ANY}) if ANY in name]
         return re.compile("|".join(wild)) if wild else None
 
-    def is_type(self, names: frozenset[str]) -> bool:
-        """Is one of these, an exception's type and its bases, among those looked for?"""
-        if self.exception & names:
+    def is_type(self, names: frozenset[str], perhaps: bool = False) -> bool:
+        """Is one of these, an exception's type and its bases, among those looked for?
+
+        What is a type only ``perhaps`` must be named: it is none of a family, and none where any type will do.
+        """
+        if self.exception & names or (ANY in self.exception and names and not perhaps):
             return True
         families = self._families
-        return families is not None and any(map(families.fullmatch, names))
+        return families is not None and not perhaps and any(map(families.fullmatch, names))
 
     @property
     def of_link(self) -> bool:
