@@ -227,7 +227,8 @@ NOW_AND_THEN = """
 training epoch 3 of 10 is done, it did not take long; preprocessing text 12, no more data; 137 GB free, -9.8 != 1.2e-9
 it could have been better, see information: the signal module has no limit, the disk is /dev/sda1, error is 0.02 (404)
 exit code 0, the file model-00001-of-00002.safetensors is read with 4 workers or more; device cuda:0 port 443 connect
-git make gcc full hash error=0 errors: 0 failed: 0 output
+git make gcc full hash error=0 errors: 0 failed: 0 output; time left, GPU memory in use 9.8 of 12 GB, out of 10 builds
+a package or library module is installed by a script; build the binary, run the command, log in, set PATH, export CUDA
 """
 ORDINARY = 20 * EVERY_STEP + NOW_AND_THEN
 """Lines of runs that go well: what stands in them is no good sign of trouble."""
