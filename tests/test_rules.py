@@ -15,6 +15,7 @@ from so8t_fsm.incidents import Incident, arbitrate
 from so8t_fsm.rules import RulesError, load_rules, match
 from so8t_fsm.rules.conditions import Condition, ConditionError, parse
 from so8t_fsm.rules.decide import Ledgers, decide
+from so8t_fsm.rules.doors import Gates
 from so8t_fsm.rules.evidence import raised
 from so8t_fsm.rules.gates import gate
 from so8t_fsm.rules.load import OWN_STEPS, packaged_directory
@@ -163,6 +164,13 @@ def test_retry_after_of_a_real_response(rules: RuleSet) -> None:
 ])
 def test_the_last_line_of_a_traceback_in_many_languages(line: str, name: str | None) -> None:
     assert raised(line) == name
+
+
+@given(st.lists(st.one_of(st.none(), st.lists(st.text("abç", min_size=1, max_size=5), max_size=4)), max_size=6),
+       st.text("abç", max_size=12))
+def test_gates_open_for_exactly_the_lines_that_hold_a_text(texts: list[list[str] | None], line: str) -> None:
+    expected = {n for n, known in enumerate(texts) if known is None or any(text in line for text in known)}
+    assert Gates(dict(enumerate(texts))).open_to(line) == expected
 
 
 def test_a_heading_is_a_type_only_for_a_rule_that_names_it(rules: RuleSet) -> None:

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from so8t_fsm.rules.conditions import Condition
+from so8t_fsm.rules.doors import Gates
 
 Severity = Literal["info", "warning", "critical"]
 Role = Literal["root", "confirmation", "cascade"]
@@ -226,6 +227,14 @@ class RuleSet:
     limits: Limits
     hash: str
     files: tuple[tuple[str, str], ...]
+
+    @cached_property
+    def _gates(self) -> Gates:
+        return Gates({number: rule.gate for number, rule in enumerate(self.rules)})
+
+    def open_to(self, line: str) -> list[Rule]:
+        """The rules, in order, that a line of a log is not kept from by their gates."""
+        return [self.rules[number] for number in sorted(self._gates.open_to(line))]
 
     def rule(self, rule_id: str) -> Rule | None:
         return next((rule for rule in self.rules if rule.id == rule_id), None)
