@@ -18,6 +18,8 @@ from so8t_fsm.rules.model import Rule, RuleSet
 from so8t_fsm.rules.patterns import ORDINARY, either
 
 WINDOW = 4
+HASHED = 18
+"""Bits: a table of so many entries is looked up before any text is."""
 ORDINARY_BYTES = ORDINARY.encode()
 
 
@@ -80,21 +82,26 @@ class Prefilter:
             pairs = np.frombuffer(padded, dtype="<u2", offset=offset, count=len(padded) // 2 - offset)
             groups = self._table.take(pairs)
             found.append(np.flatnonzero((groups[:-1] >> 8) & (groups[1:] & 0xFF)) * 2 + offset)
-        hits = np.sort(np.concatenate(found))
+        hits = np.concatenate(found)
         four = np.zeros(len(hits), dtype=np.uint32)
         known = np.zeros(len(hits), dtype=bool)
-        for size, windows in enumerate(self._windows):
+        for size, hashed in enumerate(self._hashed):
             four |= np.frombuffer(padded, dtype=np.uint8)[hits + size].astype(np.uint32) << (8 * size)
-            known |= np.isin(four, windows)
-        return hits[known].tolist()  # type: ignore[no-any-return]
+            known |= hashed[_hash(four)]
+        return np.sort(hits[known]).tolist()  # type: ignore[no-any-return]
 
     @cached_property
-    def _windows(self) -> list[Any]:
-        """The bytes looked for, as numbers: those of one byte, of two, of three, of four."""
+    def _hashed(self) -> list[Any]:
+        """For the bytes looked for, those of one byte, of two, of three, of four: which hashes some of them have."""
         import numpy as np
 
-        return [np.array(sorted(int.from_bytes(w, "little") for w in self._texts if len(w) == size), dtype=np.uint32)
-                for size in range(1, WINDOW + 1)]
+        tables = []
+        for size in range(1, WINDOW + 1):
+            table = np.zeros(1 << HASHED, dtype=bool)
+            windows = [int.from_bytes(w, "little") for w in self._texts if len(w) == size]
+            table[_hash(np.array(windows, dtype=np.uint32))] = True
+            tables.append(table)
+        return tables
 
     @cached_property
     def _table(self) -> Any:
@@ -111,6 +118,11 @@ class Prefilter:
             else:
                 table[window[2] | window[3] << 8 if len(window) > 3 else window[2] + (every << 8)] |= bit
         return table
+
+
+def _hash(numbers: Any) -> Any:
+    """Knuth's multiplicative hash (The Art of Computer Programming, vol. 3, 6.4) of 32-bit numbers."""
+    return (numbers * 2654435761 & 0xFFFFFFFF) >> (32 - HASHED)
 
 
 def _encoded(texts: Iterable[str]) -> set[bytes]:
