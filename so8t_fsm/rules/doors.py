@@ -1,4 +1,4 @@
-"""Finding which of thousands of texts stand in a line, by how they begin.  Pure."""
+"""Which rules a line comes to: those with a text that stands in it, found by how the texts begin.  Pure."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Link:
 
     Attributes:
         names: the type and its bases.
-        perhaps: the name may be none of an exception, so that it counts only where a rule asks for it.
+        perhaps: the name may be none of an exception, so that it counts only where a rule names it.
     """
 
     names: frozenset[str]

@@ -8,7 +8,7 @@ from so8t_fsm.rules.patterns import Literals, best, either, literals
 
 TYPES = frozenset(("Error", "Exception", "Timeout", "Expired", "Interrupt", "Exit", "Enabled", "Failed", "Iteration",
                    "Disconnected", "Invalid", "BadZipFile", "BadGzipFile", "errors.", "exceptions.", "exc."))
-"""In the name of any exception that is not listed by name."""
+"""In the name, or the module, of any exception that is not listed by name."""
 ERRNO_SAID = frozenset(("rrno", "os error ", ", kind:", "Error("))
 WINERROR_SAID = frozenset(("WinError", "Windows Error", "os error "))
 HTTP_SAID = frozenset((

@@ -71,7 +71,7 @@ class Prefilter:
         )
 
     def _positions(self, body: bytes) -> Iterable[int]:
-        """Where the rarest bytes of some text stand, in order."""
+        """Where the rarest bytes of some text stand, or what hashes alike, in order."""
         if self.everything:
             return (match.start() for match in re.finditer(rb"[^\n]+", body))
         import numpy as np
