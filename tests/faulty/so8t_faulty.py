@@ -40,6 +40,7 @@ class FaultySettings(Settings):
     spill: int = Field(13 * MiB, ge=1, description="Bytes the disk steps write at once.")
     cgroup: str = Field("", description="A memory cgroup for the step that the kernel kills; empty: it kills itself.")
     module: str = Field("", description="The module that faulty_module needs.")
+    device: str = Field("cpu", description="Where faulty_learn learns.")
 
 
 class Faulty(Step):
