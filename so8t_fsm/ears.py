@@ -14,7 +14,7 @@ from pathlib import Path
 from so8t_fsm import host
 from so8t_fsm.events import Event
 from so8t_fsm.rules.lines import clean
-from so8t_fsm.rules.match import alarm
+from so8t_fsm.rules.match import heard
 from so8t_fsm.rules.model import RuleSet
 from so8t_fsm.rules.prefilter import Prefilter
 from so8t_fsm.tail import OWN_LOG, Batch, Logs
@@ -97,7 +97,7 @@ class Ears:
         step, attempt = self._step
         events = (Event("log", step, attempt, clean(line.text).text, at=time.time(),
                         file=f"{self.directory.name}/{batch.path.name}", line=line.number) for line in batch.lines)
-        return [event for event in events if event.text and alarm(rules, event) is not None]
+        return [event for event in events if event.text and heard(rules, event) is not None]
 
     def _batches(self, names: Iterable[str], settled: float) -> Iterable[Batch]:
         assert self._logs is not None

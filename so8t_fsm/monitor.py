@@ -21,10 +21,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from so8t_fsm import host, journal
 from so8t_fsm.events import Event
-from so8t_fsm.incidents import Incident, arbitrate
+from so8t_fsm.incidents import Incident, noted, weigh
 from so8t_fsm.rulebook import Rulebook
 from so8t_fsm.rules.lines import clean
-from so8t_fsm.rules.match import match
+from so8t_fsm.rules.match import heard
 from so8t_fsm.rules.prefilter import Prefilter
 from so8t_fsm.schema import attempt as attempt_table
 from so8t_fsm.schema import incident as incident_table
@@ -210,8 +210,7 @@ class Monitor:
         at = datetime.strptime(stamp[0], "%Y-%m-%d %H:%M:%S.%fZ").replace(tzinfo=UTC).timestamp() if stamp else None
         event = Event("log", said.step, said.attempt, said.text, at=at, file=f"{self.place}/{batch.path.name}",
                       line=line.number)
-        known = match(self._rules, event)
-        if known is None or known.rule.harmless:
+        if heard(self._rules, event) is None:
             return None
         return Case(own[1] if own else None, said.step, said.attempt, batch.log), event
 
@@ -226,15 +225,19 @@ class Monitor:
         try:
             with self.store.write() as connection:
                 cases = self._known_runs(connection, found)
-                stored, kept = [], []
+                stored, kept, over = [], [], []
                 for case, events in cases.items():
                     before = self._events_of(connection, case)
-                    stored += [(case.run_id, event) for event in events[:max(0, MOST_EVENTS - len(before))]]
                     # The lock is held meanwhile: of a flood, its beginning and its end are enough to tell the cause.
-                    telling = [*before, *events[:MOST_EVENTS], *events[MOST_EVENTS:][-MOST_EVENTS:]]
-                    incident = arbitrate(self._rules, telling)
+                    known = noted(self._rules, [*before, *events[:MOST_EVENTS], *events[MOST_EVENTS:][-MOST_EVENTS:]])
+                    telling = {id(one.event) for one in known}
+                    events = [event for event in events if id(event) in telling]
+                    stored += [(case.run_id, event) for event in events[:max(0, MOST_EVENTS - len(before))]]
+                    incident = weigh(known) if events else None
                     if incident is not None:
                         kept += self._open(connection, case, incident, len(before) + len(events))
+                    elif events:
+                        over += self._withdraw(connection, case)
                 journal.take_in(connection, self._marks_at, self._stored, after, stored)
         except journal.Overtaken:
             self._load()
@@ -247,6 +250,7 @@ class Monitor:
             if self._told.get(one.id) != (one.state, one.rule):
                 self.tell.incident("reranked" if one.id in self._told else "incident", one)
                 self._told[one.id] = (one.state, one.rule)
+        self._say_over((one, "withdrawn") for one in over)
         return None
 
     def _known_runs(
@@ -289,6 +293,14 @@ class Monitor:
             connection, case.run_id, case.step, case.attempt, state=incident.state, rule=incident.rule,
             severity=incident.severity, detail=detail)]
 
+    def _withdraw(self, connection: sa.Connection, case: Case) -> list[journal.Kept]:
+        """Close the incident of a case of which everything was taken back, unless somebody is at work on it."""
+        current = journal.current_incident(connection, case.run_id, case.step, case.attempt,
+                                           case.log if case.run_id is None else None)
+        if current is None or current.status != "open" or not journal.close_incident(connection, current.id, "withdrawn"):
+            return []
+        return [current]
+
     def _status(self, connection: sa.Connection, case: Case) -> str | None:
         return connection.execute(sa.select(attempt_table.c.status).where(
             attempt_table.c.run_id == case.run_id, attempt_table.c.step == case.step,
@@ -308,10 +320,13 @@ class Monitor:
                 closed = [(one, status) for one, status in over if journal.close_incident(connection, one.id, status)]
         except SQLAlchemyError as error:
             return f"what was seen can't be stored: {one_line(error)}"
+        self._say_over(closed)
+        return None
+
+    def _say_over(self, closed: Iterable[tuple[journal.Kept, str]]) -> None:
         for one, status in closed:
             self._told.pop(one.id, None)
             self.tell.incident(status, replace(one, status=status))
-        return None
 
     def _over(self, connection: sa.Connection) -> list[tuple[journal.Kept, str]]:
         query = sa.select(incident_table.c.id).join(attempt_table, sa.and_(

@@ -94,6 +94,21 @@ def test_an_attempt_that_came_through_had_no_incident(opened: Store, home: Home)
     assert look(opened, home).short() == []
 
 
+def test_what_is_tried_again_is_taken_back(opened: Store, home: Home) -> None:
+    """A program loses its connection, says that it tries again, and at last that it gives up."""
+    lost = "Error while downloading from https://hub/a: peer closed connection"
+    write(home, "fetch.log", "begin", lost)
+    assert look(opened, home).short() == [("incident", "network_failed", None, None)]
+    write(home, "fetch.log", "Trying to resume download...")
+    assert look(opened, home).short()[1:] == [("withdrawn", "network_failed", None, None)]
+    write(home, "fetch.log", lost, "Trying to resume download...", "Retrying in 2s")
+    assert look(opened, home).short() == []
+    write(home, "fetch.log", lost, "Max retries exceeded.")
+    assert look(opened, home).short() == [("incident", "network_failed", None, None)]
+    with opened.read() as connection:
+        assert [one.status for one in journal.incidents_of(connection, None, None, None, "fetch.log")] == ["withdrawn", "open"]
+
+
 @pytest.mark.parametrize("status", ["recovering", "recovered", "escalated", "withdrawn"])
 def test_an_incident_in_other_hands_is_left_alone(opened: Store, home: Home, status: str) -> None:
     a_run(opened, ("training", 1, "failed"))

@@ -18,7 +18,7 @@ from so8t_fsm.statedir import open_state
 from so8t_fsm.stopping import StopSignals
 
 WORDS = {
-    "open": "still open", "incident": "", "reranked": "rather", "withdrawn": "withdrawn: the attempt came through",
+    "open": "still open", "incident": "", "reranked": "rather", "withdrawn": "withdrawn: it came through",
     "observed": "closed: nothing more was heard of it",
 }
 

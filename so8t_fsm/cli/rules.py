@@ -204,6 +204,8 @@ def _lines(rule: Rule, rule_set: RuleSet) -> Iterator[tuple[str, str]]:
     everywhere = "any step" if not rule.steps else ", ".join(sorted(rule.steps))
     yield "seen in", f"{', '.join(sorted(rule.sources))}; {everywhere}"
     yield "matches", rule.condition_text
+    if rule.takes_back:
+        yield "takes back", ", ".join(f"{state} of {n} lines above" for state, n in rule.takes_back.items())
     yield "when", "; ".join(f"{fact} {c.operator} {c.value!r}" for fact, all_of in rule.when.items() for c in all_of)
     yield "then", "; ".join(map(str, rule.then)) or "nothing"
     if not rule.harmless:
@@ -223,6 +225,7 @@ def _as_json(rule: Rule) -> dict[str, Any]:
         "role": rule.role, "where": rule.where, "layer": rule.layer, "replaces": rule.replaces,
         "sources": sorted(rule.sources), "steps": sorted(rule.steps), "condition": rule.condition_text,
         "when": {fact: [{c.operator: c.value} for c in all_of] for fact, all_of in rule.when.items()},
+        "takes_back": dict(rule.takes_back),
         "then": [action.to_json() for action in rule.then], "max_attempts": rule.max_attempts,
         "backoff": vars(rule.backoff), "reset_after": rule.reset_after, "escalate": vars(rule.escalate),
         "explain": rule.explain, "references": rule.references, "tests": [test.name for test in rule.tests],

@@ -58,7 +58,13 @@ def match(rule_set: RuleSet, event: Event) -> Match | None:
 
 
 def alarm(rule_set: RuleSet, event: Event) -> Match | None:
-    """:func:`match`, but None where the first rule that holds says that nothing happened.
+    """:func:`match`, but None where the first rule that holds says that nothing happened."""
+    found = heard(rule_set, event)
+    return None if found is None or found.rule.harmless else found
+
+
+def heard(rule_set: RuleSet, event: Event) -> Match | None:
+    """What an attempt's reason must be sought in: :func:`alarm`, else a line that takes back what stands above it.
 
     The few rules that could see an incident are asked first; whether a harmless one stands before them matters only
     if one does.
@@ -72,6 +78,7 @@ def alarm(rule_set: RuleSet, event: Event) -> Match | None:
         if rule.harmless:
             harmless.append(rule)
         elif fits(rule, evidence):
-            fine = any(fits(before, evidence) for before in harmless)
-            return None if fine else Match(rule, event, evidence.retry_after, said is not None)
-    return None
+            if any(fits(before, evidence) for before in harmless):
+                break
+            return Match(rule, event, evidence.retry_after, said is not None)
+    return next((Match(rule, event) for rule in harmless if rule.takes_back and fits(rule, evidence)), None)

@@ -182,12 +182,19 @@ class Rule:
     where: str
     layer: str
     replaces: str | None = None
+    takes_back: Mapping[str, int] = field(default_factory=dict)
+    """With the state ``none``: failure states of which up to so many lines above told, and which are over as well."""
     gate: frozenset[str] | None = None
     """Texts of which one is in every log line that the rule matches; None when nothing is known."""
 
     @property
     def harmless(self) -> bool:
         return self.state == HARMLESS
+
+    @property
+    def wanted(self) -> bool:
+        """Does a line that it matches matter to anybody?"""
+        return not self.harmless or bool(self.takes_back)
 
     def applies(self, facts: Mapping[str, Any]) -> bool:
         """Do the facts allow it?  A fact nobody knows allows nothing."""

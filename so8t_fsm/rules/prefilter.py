@@ -25,7 +25,7 @@ ORDINARY_BYTES = ORDINARY.encode()
 
 def slow_rules(rule_set: RuleSet) -> list[Rule]:
     """Rules without any text that must be there: with one of them every line of a log has to be tried."""
-    return [rule for rule in rule_set.rules if not rule.harmless and rule.gate is None]
+    return [rule for rule in rule_set.rules if rule.wanted and rule.gate is None]
 
 
 class Prefilter:
@@ -33,7 +33,7 @@ class Prefilter:
 
     def __init__(self, rule_set: RuleSet, also: Iterable[str] = ()) -> None:
         """``also``: further texts whose lines are wanted."""
-        texts = either([frozenset(also), *(rule.gate for rule in rule_set.rules if not rule.harmless)])
+        texts = either([frozenset(also), *(rule.gate for rule in rule_set.rules if rule.wanted)])
         self.everything = texts is None
         shortest: list[str] = []
         for text in sorted(texts or (), key=len):

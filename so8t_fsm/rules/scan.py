@@ -17,7 +17,7 @@ from so8t_fsm.encodings import decode, guess_encoding
 from so8t_fsm.events import Event
 from so8t_fsm.incidents import Incident, weigh
 from so8t_fsm.rules.lines import Line, clean
-from so8t_fsm.rules.match import Match, alarm
+from so8t_fsm.rules.match import Match, heard
 from so8t_fsm.rules.model import RuleSet
 from so8t_fsm.rules.prefilter import Prefilter
 from so8t_fsm.states import FAILURES
@@ -53,7 +53,8 @@ class _Attempts:
         if kept and self._another(kept[-1].event, found.event):
             yield from self.close(step)
             kept = self.open.setdefault(step, [])
-        kept.append(found)
+        if kept or not found.rule.harmless:
+            kept.append(found)
         if len(kept) > KEPT:
             del kept[: KEPT // 2]
 
@@ -87,7 +88,7 @@ def follow(rule_set: RuleSet, stream: IO[bytes], name: str,
             continue
         if line.step is None and line.text.startswith("checkpoint ") and " of " in line.text:
             yield Progress(line.text.split(" of ", 1)[1].split(" ", 1)[0], number, line.at)
-        found = alarm(rule_set, Event("log", line.step, line.attempt, line.text, at=line.at, file=name, line=number))
+        found = heard(rule_set, Event("log", line.step, line.attempt, line.text, at=line.at, file=name, line=number))
         if found is not None:
             yield from attempts.add(found)
     for step in list(attempts.open):

@@ -86,6 +86,8 @@ class RuleModel(Settings):
     on: OnModel = Field(default=OnModel(), description="Which events are looked at.")
     match: Any = Field(description="Named selections and a condition.")
     role: Literal["root", "confirmation", "cascade"] = Field(default="root", description="Its rank among several.")
+    takes_back: dict[State, Annotated[int, Field(ge=1, le=20)]] = Field(
+        default={}, description="With the state none: failure states that so many lines above it told of, and that are over.")
     when: Any = Field(default=None, description="Facts that must hold.")
     then: Any = Field(default=None, description="The actions, in order.")
     max_attempts: int = Field(default=3, ge=0, le=1000, description="Recoveries by this rule until it gives up.")
