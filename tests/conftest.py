@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -189,6 +189,16 @@ def finish(process: subprocess.Popen[str], expect: int, seconds: float = 30.0) -
         raise
     assert process.returncode == expect, f"exit {process.returncode}\n{out}\n{err}"
     return out
+
+
+def fill(ballast: Path, leave: int = 0) -> Path:
+    """Take all the room there is on a disk but ``leave`` bytes, whoever else writes there meanwhile."""
+    free = shutil.disk_usage(ballast.parent).free - leave
+    # No buffer: what finds no room would be tried once more when the file is closed.
+    with suppress(OSError), ballast.open("wb", buffering=0) as stream:
+        while free > 0:
+            free -= stream.write(bytes(min(free, 4096)))
+    return ballast
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import CLI, TRAIN, Home, child_environment, wait_for
+from conftest import CLI, TRAIN, Home, child_environment, fill, wait_for
 
 from so8t_fsm import schema
 
@@ -190,21 +189,6 @@ def read_only(folder: Path) -> Iterator[None]:
 # A full disk --------------------------------------------------------------------------------------------------------
 
 
-def fill(folder: Path, leave: int = 0) -> Path:
-    """Take all the room there is on a disk but ``leave`` bytes."""
-    free = shutil.disk_usage(folder).free - leave
-    ballast = folder / "ballast"
-    with ballast.open("wb") as stream:
-        while free > 0:
-            try:
-                stream.write(b"\0" * min(free, 4096))
-                stream.flush()
-            except OSError:
-                break
-            free -= 4096
-    return ballast
-
-
 def state_of(home: Home) -> str:
     """The run's state, read without writing anything, a shared-memory file included."""
     connection = sqlite3.connect(f"{home.database.as_uri()}?mode=ro", uri=True)
@@ -224,7 +208,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(leave: int, home: Home, ref
         runner = home.start("resume", "--config", home.config)
         wait_for(lambda: home.database.exists() and len(home.rows(schema.checkpoint)) >= 3, "three checkpoints")
         home.override("toy.pause", 0.0)
-        ballast = fill(state, leave)
+        ballast = fill(state / "ballast", leave)
         wait_for(lambda: runner.poll() is not None or state_of(home) == "waiting_for_resources", "an end or a pause")
         if runner.poll() is None:
             ballast.unlink()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import subprocess
@@ -11,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import finish, wait_for
+from conftest import fill, finish, wait_for
 from faults import FaultyHome, killed_in_every_recovery
 
 from so8t_fsm import reserve, schema
@@ -44,13 +43,6 @@ def on_a_disk(tmp_path: Path, size: int) -> Iterator[FaultyHome]:
         yield FaultyHome(disk / "home")
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
-
-
-def fill(path: Path, leave: int = 0) -> None:
-    """Take all the room there is but ``leave`` bytes."""
-    free = os.statvfs(path.parent).f_bavail * os.statvfs(path.parent).f_frsize
-    with contextlib.suppress(OSError):  # a runner that lives there may be quicker
-        path.write_bytes(bytes(max(0, free - leave)))
 
 
 SAYS = {
