@@ -13,6 +13,7 @@ from pathlib import Path
 
 from so8t_fsm import host
 from so8t_fsm.events import Event
+from so8t_fsm.incidents import noted
 from so8t_fsm.rules.lines import clean
 from so8t_fsm.rules.match import heard
 from so8t_fsm.rules.model import RuleSet
@@ -74,7 +75,8 @@ class Ears:
         if named and trouble is None:
             trouble = self._take(named, 0.0 if last else float("inf"), found)
         self.blind = trouble
-        kept = found[:MOST - len(self.heard)]
+        telling = {id(one.event) for one in noted(self._rules(), [*self.heard, *found])}
+        kept = [event for event in found if id(event) in telling][:MOST - len(self.heard)]
         self.heard += kept
         return kept
 

@@ -82,10 +82,15 @@ def noted(rule_set: RuleSet, events: Iterable[Event]) -> list[Match]:
     return [one for i, one in enumerate(found) if not one.rule.harmless or i in useful]
 
 
+def standing(found: Sequence[Match]) -> list[Match]:
+    """What is left of them once what was taken back is gone, and what took it back."""
+    over = _taken_back(found)
+    return [one for i, one in enumerate(found) if i not in over and not one.rule.harmless]
+
+
 def weigh(found: Sequence[Match]) -> Incident | None:
     """The incident that matches of one attempt add up to; they stand in the order in which they were seen."""
-    over = _taken_back(found)
-    found = [one for i, one in enumerate(found) if i not in over and not one.rule.harmless]
+    found = standing(found)
     if not found:
         return None
     late = _late(found)

@@ -231,12 +231,12 @@ class Monitor:
                     # The lock is held meanwhile: of a flood, its beginning and its end are enough to tell the cause.
                     known = noted(self._rules, [*before, *events[:MOST_EVENTS], *events[MOST_EVENTS:][-MOST_EVENTS:]])
                     telling = {id(one.event) for one in known}
-                    events = [event for event in events if id(event) in telling]
-                    stored += [(case.run_id, event) for event in events[:max(0, MOST_EVENTS - len(before))]]
-                    incident = weigh(known) if events else None
+                    new = [event for event in events if id(event) in telling]
+                    stored += [(case.run_id, event) for event in new[:max(0, MOST_EVENTS - len(before))]]
+                    incident = weigh(known) if new else None
                     if incident is not None:
                         kept += self._open(connection, case, incident, len(before) + len(events))
-                    elif events:
+                    elif new:
                         over += self._withdraw(connection, case)
                 journal.take_in(connection, self._marks_at, self._stored, after, stored)
         except journal.Overtaken:

@@ -12,7 +12,7 @@ from so8t_fsm.events import Event
 from so8t_fsm.rules import load_rules
 from so8t_fsm.rules.lines import clean
 from so8t_fsm.rules.load import packaged_directory
-from so8t_fsm.rules.match import Match, alarm, matches
+from so8t_fsm.rules.match import Match, heard, matches
 from so8t_fsm.rules.model import RuleSet
 from so8t_fsm.rules.prefilter import Prefilter, slow_rules
 from so8t_fsm.rules.scan import MOVES, scan
@@ -74,8 +74,10 @@ def test_gates_and_prefilter_lose_nothing(rules: RuleSet, prefilter: Prefilter) 
             first: Match | None = next(matches(slow, event), None)
             gated = next(matches(rules, event), None)
             assert (first and first.rule.id) == (gated and gated.rule.id), raw
-            seen = alarm(rules, event)
-            assert (seen and seen.rule.id) == (first.rule.id if first and not first.rule.harmless else None), raw
+            seen = heard(rules, event)
+            alarming = seen is not None and not seen.rule.harmless
+            assert (seen.rule.id if seen and alarming else None) == (
+                first.rule.id if first and not first.rule.harmless else None), raw
             if first is not None and not first.rule.harmless:
                 tried += 1
                 assert prefilter.wanted(raw.encode()), raw

@@ -13,7 +13,7 @@ import torch
 from faults import FaultyHome
 
 RULES = {"cpu": "main-memory", "cuda": "cuda-out-of-memory"}
-WORDS = {"cpu": "DefaultCPUAllocator: can't allocate memory", "cuda": "CUDA out of memory"}
+WORDS = {"cpu": "DefaultCPUAllocator: can't allocate memory", "cuda": "out of memory"}
 UPDATE = 51.0
 """Mean of 2i² over the samples 1 … 8."""
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from so8t_fsm.events import Event, describe, exception_event
 from so8t_fsm.incidents import Incident, arbitrate
-from so8t_fsm.rules import RulesError, load_rules, match
+from so8t_fsm.rules import RulesError, heard, load_rules
 from so8t_fsm.rules.conditions import Condition
 from so8t_fsm.rules.decide import Ledgers, decide
 from so8t_fsm.rules.doors import Gates
@@ -49,7 +49,7 @@ def test_every_failure_state_has_an_answer_and_a_negative(rules: RuleSet) -> Non
         assert mine and all(rule.tests and rule.then for rule in mine), state
         assert any(test.expect is None for rule in mine for test in rule.tests), f"no negative for {state}"
         record = describe(RuntimeError("?")) | {"state": state}
-        found = match(rules, exception_event(record, "training"))
+        found = heard(rules, exception_event(record, "training"))
         assert found is not None and found.rule.state == state and found.declared
 
 
@@ -175,10 +175,10 @@ def test_gates_open_for_exactly_the_lines_that_hold_a_text(texts: list[list[str]
 
 def test_a_heading_is_a_type_only_for_a_rule_that_names_it(rules: RuleSet) -> None:
     """`ArrowInvalid: …` and `TrainOutput: …` look alike; no ending says which of them is an exception."""
-    known = match(rules, log("ArrowInvalid: straddling object")[0])
+    known = heard(rules, log("ArrowInvalid: straddling object")[0])
     assert known is not None and known.rule.state == "data_invalid"
-    assert match(rules, log("TrainOutput: 3 steps")[0]) is None
-    assert match(rules, log("ChecksumOptions: strict")[0]) is None, "a family's name is no name"
+    assert heard(rules, log("TrainOutput: 3 steps")[0]) is None
+    assert heard(rules, log("ChecksumOptions: strict")[0]) is None, "a family's name is no name"
 
 
 @given(st.text("abcT", max_size=6), st.text("abcT", max_size=6), st.text("xyz", max_size=4))
@@ -335,7 +335,7 @@ def test_a_rule_with_the_same_id_replaces_whole_and_keeps_its_place(tmp_path: Pa
     replaced = both.rule("bbb")
     assert replaced is not None and replaced.layer == "home" and "20-b.yaml" in str(replaced.replaces)
     assert both.limits.per_run == 9
-    found = match(both, Event("log", text="no ink"))
+    found = heard(both, Event("log", text="no ink"))
     assert found is not None and found.rule.id == "bbb"
     assert both.hash != load_rules([packaged]).hash == load_rules([packaged]).hash
 

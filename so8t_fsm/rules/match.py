@@ -49,22 +49,11 @@ def matches(rule_set: RuleSet, event: Event) -> Iterator[Match]:
             yield Match(rule, event, evidence.retry_after, said is not None)
 
 
-def match(rule_set: RuleSet, event: Event) -> Match | None:
-    """The first stable rule that holds for an event, whether or not its lines are harmless; None when no rule knows it.
-
-    Experimental rules only watch: none of them may decide what an event is.
-    """
-    return next((found for found in matches(rule_set, event) if found.rule.status == "stable"), None)
-
-
-def alarm(rule_set: RuleSet, event: Event) -> Match | None:
-    """:func:`match`, but None where the first rule that holds says that nothing happened."""
-    found = heard(rule_set, event)
-    return None if found is None or found.rule.harmless else found
-
-
 def heard(rule_set: RuleSet, event: Event) -> Match | None:
-    """What an attempt's reason must be sought in: :func:`alarm`, else a line that takes back what stands above it.
+    """The rule that an event speaks for: one that names a failure, or one by which a line takes back what stands above.
+
+    None where no rule holds, or where the first that holds says that nothing happened.  Experimental rules only watch:
+    none of them may decide what an event is.
 
     The few rules that could see an incident are asked first; whether a harmless one stands before them matters only
     if one does.

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from so8t_fsm.encodings import decode, guess_encoding
 from so8t_fsm.events import Event
-from so8t_fsm.incidents import Incident, weigh
+from so8t_fsm.incidents import FURTHEST_BACK, Incident, standing, weigh
 from so8t_fsm.rules.lines import Line, clean
 from so8t_fsm.rules.match import Match, heard
 from so8t_fsm.rules.model import RuleSet
@@ -50,11 +50,12 @@ class _Attempts:
     def add(self, found: Match) -> Iterator[Incident]:
         step = found.event.step
         kept = self.open.setdefault(step, [])
-        if kept and self._another(kept[-1].event, found.event):
+        if kept and not found.rule.harmless and self._another(kept[-1].event, found.event):
             yield from self.close(step)
             kept = self.open.setdefault(step, [])
-        if kept or not found.rule.harmless:
-            kept.append(found)
+        kept.append(found)
+        if found.rule.harmless:
+            kept[-FURTHEST_BACK:] = standing(kept[-FURTHEST_BACK:])
         if len(kept) > KEPT:
             del kept[: KEPT // 2]
 
