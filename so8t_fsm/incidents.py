@@ -3,18 +3,18 @@
 Roots beat confirmations, confirmations beat cascades.  Among equals the child's own exception speaks first, then the
 end of its process, then what was measured, and text last; among texts the earliest of the attempt's last minutes,
 because what came long before was evidently survived, and what follows the first is its consequence.  Nor does a text
-count that was taken back: "Retrying in 2 s" below it says that it ended nothing.  What a probe
-measured is one more witness: the shipped rules let it confirm, so it speaks where nobody names a root cause.
+count that another line takes back.  What a probe measured is one more witness: the shipped rules let it confirm, so it
+speaks where nobody names a root cause.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from so8t_fsm.events import Event
+from so8t_fsm.retracted import retracted, standing
 from so8t_fsm.rules.match import Match, heard
 from so8t_fsm.rules.model import RuleSet
 
@@ -23,8 +23,6 @@ SPOKEN = {"exception": 0, "exit": 1, "silence": 1, "probe": 2, "operator": 2, "l
 LAST_SECONDS, LAST_LINES = 300.0, 300
 """How far before the last thing that was seen a text may stand and still be what ended the attempt."""
 EVIDENCE = 20
-FURTHEST_BACK = 50
-"""Of so many matches above it a line may take some back."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +74,11 @@ def arbitrate(rule_set: RuleSet, events: Iterable[Event], *, succeeded: bool = F
 
 
 def noted(rule_set: RuleSet, events: Iterable[Event]) -> list[Match]:
-    """What rules know of the events of one attempt, in order; of lines that take others back, those that do."""
+    """What rules know of the events of one attempt, in order; of lines that take others back, those that do or may yet."""
     found = [known for event in events if (known := heard(rule_set, event))]
-    useful = set(_taken_back(found).values())
+    gone = retracted(found)
+    useful = gone.pending.union(gone.over.values())
     return [one for i, one in enumerate(found) if not one.rule.harmless or i in useful]
-
-
-def standing(found: Sequence[Match]) -> list[Match]:
-    """What is left of them once what was taken back is gone, and what took it back."""
-    over = _taken_back(found)
-    return [one for i, one in enumerate(found) if i not in over and not one.rule.harmless]
 
 
 def weigh(found: Sequence[Match]) -> Incident | None:
@@ -106,24 +99,6 @@ def weigh(found: Sequence[Match]) -> Incident | None:
     waits = [one.retry_after for one in same if one.retry_after is not None]
     return Incident(winner.rule.id, winner.rule.state, winner.rule.severity, winner.event, confirmed, others,
                     max(waits, default=None))
-
-
-def _taken_back(found: Sequence[Match]) -> dict[int, int]:
-    """Which matches, by their places, are taken back by which: lines of one log, the one just above the other."""
-    over: dict[int, int] = {}
-    above: dict[tuple[str | None, str | None, int | None], deque[tuple[int, int, str]]] = {}
-    for i, one in enumerate(found):
-        event = one.event
-        if event.source != "log" or event.line is None:
-            continue
-        near = above.setdefault((event.file, event.step, event.attempt), deque(maxlen=FURTHEST_BACK))
-        if not one.rule.harmless:
-            near.append((i, event.line, one.rule.state))
-            continue
-        for place, line, state in near:
-            if 0 <= event.line - line <= one.rule.takes_back.get(state, -1):
-                over.setdefault(place, i)
-    return over
 
 
 def _late(found: Sequence[Match]) -> list[bool]:

@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from so8t_fsm import host, journal
 from so8t_fsm.events import Event
 from so8t_fsm.incidents import Incident, noted, weigh
+from so8t_fsm.retracted import retracted
 from so8t_fsm.rulebook import Rulebook
 from so8t_fsm.rules.lines import clean
 from so8t_fsm.rules.match import heard
@@ -265,16 +266,19 @@ class Monitor:
         return cases
 
     def _events_of(self, connection: sa.Connection, case: Case) -> list[Event]:
-        """What is known of a case already."""
-        since = 0.0
+        """What is known of a case already, as far as it bears on what comes now."""
+        since, current = 0.0, None
         if case.attempt is None:
             current = journal.current_incident(connection, case.run_id, case.step, case.attempt, case.log)
-            since = current.opened_at if current is not None else time.time()
+            since = current.opened_at if current is not None else time.time() - QUIET
         found = journal.events_of(connection, case.run_id, case.step, case.attempt, since)
-        if case.run_id is not None:
-            return found
-        # The row's time is when the line was read, not when it was written: its place in the file must tell.
-        return [replace(event, at=None) for event in found if event.file and log_of(Path(event.file).name) == case.log]
+        if case.run_id is None:
+            # The row's time is when the line was read, not when it was written: its place in the file must tell.
+            found = [replace(event, at=None) for event in found if event.file and log_of(Path(event.file).name) == case.log]
+        if case.attempt is None and current is None:
+            known = noted(self._rules, found)
+            return [known[i].event for i in sorted(retracted(known).pending)]
+        return found
 
     def _open(self, connection: sa.Connection, case: Case, incident: Incident, count: int) -> list[journal.Kept]:
         """Open the incident of a case, or re-rank the one that is open."""

@@ -206,6 +206,8 @@ def _lines(rule: Rule, rule_set: RuleSet) -> Iterator[tuple[str, str]]:
     yield "matches", rule.condition_text
     if rule.takes_back:
         yield "takes back", ", ".join(f"{state} of {n} lines above" for state, n in rule.takes_back.items())
+    if rule.covers:
+        yield "covers", f"a traceback just below, of {', '.join(sorted(rule.covers))}"
     yield "when", "; ".join(f"{fact} {c.operator} {c.value!r}" for fact, all_of in rule.when.items() for c in all_of)
     yield "then", "; ".join(map(str, rule.then)) or "nothing"
     if not rule.harmless:
@@ -225,7 +227,7 @@ def _as_json(rule: Rule) -> dict[str, Any]:
         "role": rule.role, "where": rule.where, "layer": rule.layer, "replaces": rule.replaces,
         "sources": sorted(rule.sources), "steps": sorted(rule.steps), "condition": rule.condition_text,
         "when": {fact: [{c.operator: c.value} for c in all_of] for fact, all_of in rule.when.items()},
-        "takes_back": dict(rule.takes_back),
+        "takes_back": dict(rule.takes_back), "covers": sorted(rule.covers),
         "then": [action.to_json() for action in rule.then], "max_attempts": rule.max_attempts,
         "backoff": vars(rule.backoff), "reset_after": rule.reset_after, "escalate": vars(rule.escalate),
         "explain": rule.explain, "references": rule.references, "tests": [test.name for test in rule.tests],

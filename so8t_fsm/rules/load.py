@@ -153,7 +153,7 @@ def _read_rule(reader: Reader, value: Any, path: KeyPath, layer: str, steps: Map
         _working_in(plain.on.steps, steps), selections, condition, text, plain.role, when, then, plain.max_attempts,
         Backoff(**plain.backoff.model_dump()), plain.reset_after, Escalate(plain.escalate.to, plain.escalate.notify),
         " ".join(plain.explain.split()), plain.references, tests, reader.located.at(path), layer,
-        takes_back={str(state): lines for state, lines in plain.takes_back.items()})
+        takes_back={str(state): lines for state, lines in plain.takes_back.items()}, covers=frozenset(plain.covers))
     return replace(rule, gate=gate(rule))
 
 
@@ -167,8 +167,9 @@ def _agree(reader: Reader, plain: RuleModel, then: tuple[Any, ...], path: KeyPat
     names = [action.name for action in then]
     if plain.state == "none" and names:
         reader.say((*path, "then"), "a rule with 'state: none' says that nothing happened; leave it out", key=True)
-    if plain.state != "none" and plain.takes_back:
-        reader.say((*path, "takes_back"), "only a rule with 'state: none' takes back what stands above; leave it out",
-                   key=True)
+    for key in ("takes_back", "covers"):
+        if plain.state != "none" and getattr(plain, key):
+            reader.say((*path, key), "only a rule with 'state: none' says that other lines count no more; leave it out",
+                       key=True)
     if "pause" in names and names[-1] != "pause":
         reader.say((*path, "then", names.index("pause")), "nothing happens after 'pause'; put it last")

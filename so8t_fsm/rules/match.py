@@ -50,7 +50,7 @@ def matches(rule_set: RuleSet, event: Event) -> Iterator[Match]:
 
 
 def heard(rule_set: RuleSet, event: Event) -> Match | None:
-    """The rule that an event speaks for: one that names a failure, or one by which a line takes back what stands above.
+    """The rule that an event speaks for: one that names a failure, or one by which a line takes others back.
 
     None where no rule holds, or where the first that holds says that nothing happened.  Experimental rules only watch:
     none of them may decide what an event is.
@@ -70,4 +70,4 @@ def heard(rule_set: RuleSet, event: Event) -> Match | None:
             if any(fits(before, evidence) for before in harmless):
                 break
             return Match(rule, event, evidence.retry_after, said is not None)
-    return next((Match(rule, event) for rule in harmless if rule.takes_back and fits(rule, evidence)), None)
+    return next((Match(rule, event) for rule in harmless if rule.retracts and fits(rule, evidence)), None)

@@ -184,6 +184,8 @@ class Rule:
     replaces: str | None = None
     takes_back: Mapping[str, int] = field(default_factory=dict)
     """With the state ``none``: failure states of which up to so many lines above told, and which are over as well."""
+    covers: frozenset[str] = frozenset()
+    """With the state ``none``: failure states of which the traceback that begins just below counts no more."""
     gate: frozenset[str] | None = None
     """Texts of which one is in every log line that the rule matches; None when nothing is known."""
 
@@ -192,9 +194,14 @@ class Rule:
         return self.state == HARMLESS
 
     @property
+    def retracts(self) -> bool:
+        """Does it say of other lines that they count no more?"""
+        return bool(self.takes_back or self.covers)
+
+    @property
     def wanted(self) -> bool:
         """Does a line that it matches matter to anybody?"""
-        return not self.harmless or bool(self.takes_back)
+        return not self.harmless or self.retracts
 
     def applies(self, facts: Mapping[str, Any]) -> bool:
         """Do the facts allow it?  A fact nobody knows allows nothing."""

@@ -15,7 +15,8 @@ from typing import IO, Any
 
 from so8t_fsm.encodings import decode, guess_encoding
 from so8t_fsm.events import Event
-from so8t_fsm.incidents import FURTHEST_BACK, Incident, standing, weigh
+from so8t_fsm.incidents import Incident, weigh
+from so8t_fsm.retracted import FURTHEST_BACK, needed
 from so8t_fsm.rules.lines import Line, clean
 from so8t_fsm.rules.match import Match, heard
 from so8t_fsm.rules.model import RuleSet
@@ -54,8 +55,8 @@ class _Attempts:
             yield from self.close(step)
             kept = self.open.setdefault(step, [])
         kept.append(found)
-        if found.rule.harmless:
-            kept[-FURTHEST_BACK:] = standing(kept[-FURTHEST_BACK:])
+        if any(one.rule.harmless for one in kept[-FURTHEST_BACK:]):
+            kept[-FURTHEST_BACK:] = needed(kept[-FURTHEST_BACK:])
         if len(kept) > KEPT:
             del kept[: KEPT // 2]
 

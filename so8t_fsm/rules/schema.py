@@ -38,8 +38,9 @@ def _listed(value: object) -> object:
 
 
 Texts = Annotated[tuple[str, ...], BeforeValidator(_listed)]
-State = Literal["none", "out_of_memory", "disk_full", "network_failed", "hub_refused", "dependency_missing",
-                "subprocess_failed", "data_invalid", "diverged", "stalled", "device_failed", "crashed"]
+Failure = Literal["out_of_memory", "disk_full", "network_failed", "hub_refused", "dependency_missing", "subprocess_failed",
+                  "data_invalid", "diverged", "stalled", "device_failed", "crashed"]
+State = Literal["none", Failure]
 
 
 class OnModel(Settings):
@@ -86,8 +87,10 @@ class RuleModel(Settings):
     on: OnModel = Field(default=OnModel(), description="Which events are looked at.")
     match: Any = Field(description="Named selections and a condition.")
     role: Literal["root", "confirmation", "cascade"] = Field(default="root", description="Its rank among several.")
-    takes_back: dict[State, Annotated[int, Field(ge=1, le=20)]] = Field(
+    takes_back: dict[Failure, Annotated[int, Field(ge=1, le=20)]] = Field(
         default={}, description="With the state none: failure states that so many lines above it told of, and that are over.")
+    covers: tuple[Failure, ...] = Field(
+        default=(), description="With the state none: failure states of which the traceback just below it counts no more.")
     when: Any = Field(default=None, description="Facts that must hold.")
     then: Any = Field(default=None, description="The actions, in order.")
     max_attempts: int = Field(default=3, ge=0, le=1000, description="Recoveries by this rule until it gives up.")
@@ -106,7 +109,7 @@ class LimitsModel(Settings):
         default=3, ge=1, le=1000, description="Recoveries from one failure state until progress is observed.")
     per_hour: int = Field(default=6, ge=1, le=1000, description="Recoveries in any hour; further ones wait.")
     per_run: int = Field(default=40, ge=1, le=10000, description="Recoveries in the life of a run.")
-    roots: dict[State, Annotated[int, Field(ge=1, le=1000)]] = Field(
+    roots: dict[Failure, Annotated[int, Field(ge=1, le=1000)]] = Field(
         default={}, description="same_root_without_progress for single states.")
 
 
