@@ -21,8 +21,8 @@ LONGEST_CHAIN = 4 * LONGEST_LINE
 # A type name with its module, or one that says by its ending what it is; Python's way, the JVM's, .NET's and node's.
 RAISED = re.compile(
     r"^(?:\[?rank ?\d+\]?: ?|E {2,6}|Exception in thread \"[^\"]{1,80}\" |Caused by: |Unhandled exception\.? |Uncaught "
-    r"|(?:ERROR|FATAL|Error):? )?(?:(?:[A-Za-z_]\w*\.)+_?([A-Z]\w*)|([A-Z]\w*(?:Error|Exception|Timeout|Expired|Interrupt"
-    r"|Exit|Enabled|Failed|Iteration|Disconnected)|Exception|BadZipFile|BadGzipFile))(?:: |:$|$)")
+    r"|(?:ERROR|FATAL|Error):? )?(?:(?:[A-Za-z_]\w*\.)+_?([A-Z]\w*)|(?:socket|select|zlib|struct|binascii|re)\.(timeout|gaierror|herror|error)|([A-Z]\w*(?:Error|Exception|Timeout|Expired|Interrupt"
+    r"|Exit|Enabled|Failed|Iteration|Disconnected)|Exception|BadZipFile|BadGzipFile))(?:: |:$|$|:(?=[A-Z]))")
 # A word of several humps before a colon: a type if a rule knows it by name, else perhaps a heading.
 HEADED = re.compile(r"^(?:E {2,6})?([A-Z][a-z0-9]+(?:[A-Z][A-Za-z0-9]*)+): ")
 NO_ERROR = re.compile(r"Warning$")
@@ -67,7 +67,7 @@ def _number(pattern: re.Pattern[str], text: str) -> int | None:
 def raised(line: str) -> str | None:
     """The type of the exception that a line is the last line of, if it is one."""
     match = RAISED.match(line)
-    name = (match[1] or match[2]) if match else None
+    name = (match[1] or match[2] or match[3]) if match else None
     return None if name is None or NO_ERROR.search(name) else name
 
 
