@@ -21,8 +21,10 @@ LONGEST_CHAIN = 4 * LONGEST_LINE
 # A type name with its module, or one that says by its ending what it is; Python's way, the JVM's, .NET's and node's.
 RAISED = re.compile(
     r"^(?:\[?rank ?\d+\]?: ?|E {2,6}|Exception in thread \"[^\"]{1,80}\" |Caused by: |Unhandled exception\.? |Uncaught "
-    r"|(?:ERROR|FATAL|Error):? )?(?:(?:[A-Za-z_]\w*\.)+_?([A-Z]\w*)|(?:socket|select|zlib|struct|binascii|re)\.(timeout|gaierror|herror|error)|([A-Z]\w*(?:Error|Exception|Timeout|Expired|Interrupt"
-    r"|Exit|Enabled|Failed|Iteration|Disconnected)|Exception|BadZipFile|BadGzipFile))(?:: |:$|$|:(?=[A-Z]))")
+    r"|(?:ERROR|FATAL|Error):? )?(?:(?:[A-Za-z_]\w*\.)+_?([A-Z]\w*)"
+    r"|(?:socket|select|zlib|struct|binascii|re)\.(timeout|gaierror|herror|error)"
+    r"|([A-Z]\w*(?:Error|Exception|Timeout|Expired|Interrupt|Exit|Enabled|Failed|Iteration|Disconnected)|Exception"
+    r"|BadZipFile|BadGzipFile))(?:: |:$|$|:(?=[A-Z]))")
 # A word of several humps before a colon: a type if a rule knows it by name, else perhaps a heading.
 HEADED = re.compile(r"^(?:E {2,6})?([A-Z][a-z0-9]+(?:[A-Z][A-Za-z0-9]*)+): ")
 NO_ERROR = re.compile(r"Warning$")
