@@ -13,6 +13,11 @@ COLOUR = re.compile(r"\x1b\[[0-9;?]{0,20}[A-Za-z]")
 STAMP = re.compile(
     r"\[?(?:\d{4}[-/]\d\d[-/]\d\d[T :_-]{1,2})?\d\d:\d\d:\d\d(?:[.,:]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?\]?:?[ \t]+(?:[-|] +)?"
     r"|\[\w{3} \w{3} [ \d]\d \d\d:\d\d:\d\d \d{4}\] |\[ {0,6}\d{1,9}\.\d{6}\] |\w{3} [ \d]\d \d\d:\d\d:\d\d \S{1,64} ")
+# Which of several processes speaks: Ray and vLLM, mpirun.
+SPEAKER = re.compile(
+    r"(?:\((?:[A-Za-z_][\w.:-]{0,60} )?pid=\d{1,9}(?:, ip=[\w.:]{1,45})?\)|\[\d{1,4},\d{1,5}\]<std(?:err|out)>:) ?")
+# vLLM's way: the level before the date, and behind it the place in the code.
+LEVEL = re.compile(r"([A-Z]{4,8}) \d\d-\d\d \d\d:\d\d:\d\d \[[\w./]{1,100}:\d{1,6}\] ")
 OWN = re.compile(r"\[([a-z_]\w{0,63})#(\d{1,9})\] ?")
 MOVED = re.compile(r"(\w+) -> (\w+): (.*)")
 
@@ -49,10 +54,17 @@ def clean(raw: str) -> Line:
         moved = MOVED.match(text)
         if moved and moved[1] in STATES and moved[2] in STATES:
             return Line("", moved=(moved[1], moved[2], moved[3]), at=at)
-        return Line(text[:LONGEST_LINE], at=at)
+        return Line(_said(text), at=at)
     text = text[own.end():]
     stamp = STAMP.match(text)
-    return Line((text[stamp.end():] if stamp else text)[:LONGEST_LINE], own[1], int(own[2]), at=at)
+    return Line(_said(text[stamp.end():] if stamp else text), own[1], int(own[2]), at=at)
+
+
+def _said(text: str) -> str:
+    speaker = SPEAKER.match(text)
+    text = text[speaker.end():] if speaker else text
+    level = LEVEL.match(text)
+    return (f"{level[1]} {text[level.end():]}" if level else text)[:LONGEST_LINE]
 
 
 def _instant(stamp: str) -> float | None:
