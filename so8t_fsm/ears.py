@@ -75,6 +75,8 @@ class Ears:
         if named and trouble is None:
             trouble = self._take(named, 0.0 if last else float("inf"), found)
         self.blind = trouble
+        if not found:
+            return []
         telling = {id(one.event) for one in noted(self._rules(), [*self.heard, *found])}
         kept = [event for event in found if id(event) in telling][:MOST - len(self.heard)]
         self.heard += kept
