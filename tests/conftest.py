@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import psutil
 import pytest
 import sqlalchemy as sa
 
@@ -189,6 +191,23 @@ def finish(process: subprocess.Popen[str], expect: int, seconds: float = 30.0) -
         raise
     assert process.returncode == expect, f"exit {process.returncode}\n{out}\n{err}"
     return out
+
+
+def freeze(runner: subprocess.Popen[str], database: Path) -> None:
+    """Suspend a runner between two transactions: in the middle of one it would keep everybody out until it wakes."""
+    process = psutil.Process(runner.pid)
+    while True:
+        process.suspend()
+        wait_for(lambda: process.status() == psutil.STATUS_STOPPED, "a frozen runner")
+        connection = sqlite3.connect(database, timeout=0, isolation_level=None)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            return
+        except sqlite3.OperationalError:
+            process.resume()
+            time.sleep(0.01)
+        finally:
+            connection.close()
 
 
 def fill(ballast: Path, leave: int = 0) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from conftest import ALL, TRAIN, Home, finish, wait_for
+from conftest import ALL, TRAIN, Home, finish, freeze, wait_for
 
 from so8t_fsm import artifacts, schema
 from so8t_fsm.states import WORKING
@@ -245,7 +245,7 @@ def test_a_killed_runner_takes_its_child_along_and_the_next_one_goes_on(home: Ho
 @posix
 def test_a_frozen_runner_that_was_replaced_writes_nothing_more(home: Home, reference: Home) -> None:
     runner = train_slowly(home)
-    os.kill(runner.pid, signal.SIGSTOP)
+    freeze(runner, home.database)
     hurry(home)
     time.sleep(1.7)  # its lease ends
     home.resume()

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TRAIN, Home, finish, wait_for
+from conftest import ROOT, TRAIN, Home, finish, freeze, wait_for
 from crash import checker
 from crash.server import acknowledged
 from soak import Figures, Soak
@@ -79,7 +79,7 @@ def test_a_frozen_runner_is_replaced_and_can_write_nothing_more(slow: Home, refe
     """A suspended computer, a paused virtual machine: the first wakes up believing that it still holds the run."""
     first = slow.start("resume", "--json", "--config", slow.config)
     wait_for(lambda: _in_training(slow), "training")
-    os.kill(first.pid, signal.SIGSTOP)
+    freeze(first, slow.database)
     try:
         assert "already at work" in slow.so8t("resume", expect=0).stdout
         time.sleep(2.1)
