@@ -21,7 +21,7 @@ import psutil
 import pytest
 import sqlalchemy as sa
 
-from so8t_fsm import artifacts, schema
+from so8t_fsm import artifacts, rulebook, schema
 from so8t_fsm.commits import Artifact, Commits
 from so8t_fsm.statedir import open_state
 from so8t_fsm.store import Run, Store
@@ -321,3 +321,19 @@ def store(database: str, tmp_path: Path) -> Iterator[Store]:
     opened = open_state(tmp_path, database)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def opened(home: Home) -> Iterator[Store]:
+    """The open store of a home that has a place for logs."""
+    (home.path / "logs").mkdir()
+    with home.store() as store:
+        yield store
+
+
+@pytest.fixture
+def rules_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading the YAML takes longer than all the rest of what a monitor does."""
+    from monitoring import shipped_rules
+
+    monkeypatch.setattr(rulebook, "load_rules", lambda layers, **_: shipped_rules())

@@ -75,10 +75,9 @@ def test_gates_and_prefilter_lose_nothing(rules: RuleSet, prefilter: Prefilter) 
             gated = next(matches(rules, event), None)
             assert (first and first.rule.id) == (gated and gated.rule.id), raw
             seen = heard(rules, event)
-            alarming = seen is not None and not seen.rule.harmless
-            assert (seen.rule.id if seen and alarming else None) == (
-                first.rule.id if first and not first.rule.harmless else None), raw
-            if first is not None and not first.rule.harmless:
+            alarm = first if first and not first.rule.harmless else None
+            assert (seen.rule.id if seen and not seen.rule.harmless else None) == (alarm and alarm.rule.id), raw
+            if alarm is not None:
                 tried += 1
                 assert prefilter.wanted(raw.encode()), raw
     assert tried > 250

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from click.testing import CliRunner
 from conftest import Home, wait_for
 from monitoring import CASCADE, FULL, OOM, RUN, Heard, a_run, look, shipped_rules, tell, write
 
-from so8t_fsm import journal, rulebook, schema
+from so8t_fsm import journal, schema
 from so8t_fsm.cli import cli
 from so8t_fsm.cli.monitor import facts
 from so8t_fsm.events import Event, describe, exception_event
@@ -31,18 +30,7 @@ from so8t_fsm.rules.prefilter import Prefilter
 from so8t_fsm.store import Store
 from so8t_fsm.tail import Mark
 
-
-@pytest.fixture(autouse=True)
-def rules_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading the YAML takes longer than all the rest."""
-    monkeypatch.setattr(rulebook, "load_rules", lambda layers, **_: shipped_rules())
-
-
-@pytest.fixture
-def opened(home: Home) -> Iterator[Store]:
-    (home.path / "logs").mkdir()
-    with home.store() as store:
-        yield store
+pytestmark = pytest.mark.usefixtures("rules_read_once")
 
 
 # Incidents ----------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import io
 import itertools
-from collections.abc import Iterator
 
 import pytest
 from conftest import Home
@@ -13,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from monitoring import OOM, a_run, look, shipped_rules, tell, write
 
-from so8t_fsm import rulebook
 from so8t_fsm.ears import Ears
 from so8t_fsm.events import Event
 from so8t_fsm.incidents import Incident, arbitrate
@@ -35,17 +33,7 @@ WORDS = (*IGNORED, "--- Logging error ---", "TypeError: not all arguments conver
          "Retrying in 1 s", "step 12 loss 0.5", OOM, "make: [Makefile:6: check] Error 127 (ignored)", "done")
 
 
-@pytest.fixture(autouse=True)
-def rules_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading the YAML takes longer than all the rest."""
-    monkeypatch.setattr(rulebook, "load_rules", lambda layers, **_: shipped_rules())
-
-
-@pytest.fixture
-def opened(home: Home) -> Iterator[Store]:
-    (home.path / "logs").mkdir()
-    with home.store() as store:
-        yield store
+pytestmark = pytest.mark.usefixtures("rules_read_once")
 
 
 @functools.cache
@@ -123,7 +111,7 @@ def test_the_runner_hears_a_covered_traceback_in_pieces(home: Home) -> None:
         ears.close()
 
 
-def test_another_run_has_nothing_to_do_with_it(opened: Store, home: Home) -> None:
+def test_another_attempt_has_nothing_to_do_with_it(opened: Store, home: Home) -> None:
     a_run(opened, ("training", 1, "running"), ("training", 2, "running"))
     tell(home, "training", 1, *IGNORED[:2])
     tell(home, "training", 2, *IGNORED[2:])

@@ -1,4 +1,4 @@
-"""A line of a log without what programs put in front of it: time stamps, colours, the machine's own prefix.  Pure."""
+"""A line of a log without what programs put in front of it: time stamps, colours, names.  Pure."""
 
 from __future__ import annotations
 
